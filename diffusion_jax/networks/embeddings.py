@@ -1,0 +1,119 @@
+"""Conditioning vectors: the noise level, the class label with its null, fixed positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+# Radians per unit of the noise input at the highest frequency, so that the usual range of each
+# input (1000 steps, t in [0, 1], 40 units of logsnr; c_noise = -logsnr / 8) spans 1000 radians.
+NOISE_SCALES = {"timestep": 1.0, "t": 1000.0, "logsnr": 25.0, "c_noise": 200.0}
+
+
+def sinusoidal(
+    position: Float[Array, " b"], dim: int, *, max_period: float = 1e4
+) -> Float[Array, "b dim"]:
+    """Cosines, then sines, of `position` at dim/2 frequencies from 1 down to 1/max_period.
+
+    Transformer positions (Vaswani et al. 2017) as DDPM uses them for time. `dim` must be even.
+    """
+    half = dim // 2
+    frequencies = np.exp(-math.log(max_period) * np.arange(half) / half).astype(np.float32)
+    angles = position.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def sincos_positions(grid: Sequence[int], dim: int) -> Float[np.ndarray, "n dim"]:
+    """Fixed position embedding of a grid (MAE 2022, DiT 2023): an equal share of `dim` an axis.
+
+    Rows follow the grid in C order. `dim` must be divisible by twice the rank of the grid.
+    """
+    share = dim // len(grid)
+    frequencies = 1e4 ** (-np.arange(share // 2) / (share // 2))
+    coordinates = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), -1)
+    angles = coordinates.reshape(-1, len(grid), 1) * frequencies
+    table = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+    return table.reshape(-1, dim).astype(np.float32)
+
+
+class NoiseEmbedding(nnx.Module):
+    """Sinusoids of the noise input, then linear, SiLU, linear."""
+
+    def __init__(self, noise_input: str, features: int, dim: int, *, dtype: Any, rngs: nnx.Rngs):
+        self.noise_input, self.features = noise_input, features
+        self.fc1 = nnx.Linear(features, dim, dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, noise: Float[Array, " b"]) -> Float[Array, "b d"]:
+        # The angles reach 1000 radians: they need float32 whatever the compute dtype is.
+        angles = noise.astype(jnp.float32) * NOISE_SCALES[self.noise_input]
+        return self.fc2(jax.nn.silu(self.fc1(sinusoidal(angles, self.features))))
+
+
+class LabelEmbedding(nnx.Module):
+    """A vector a class, and one of its own for "no class" (classifier-free guidance, 2022)."""
+
+    def __init__(self, num_classes: int, dim: int, *, stddev: float, dtype: Any, rngs: nnx.Rngs):
+        self.dtype = dtype
+        normal = nnx.initializers.normal(stddev)
+        self.table = nnx.Param(normal(rngs.params(), (num_classes, dim), jnp.float32))
+        self.null = nnx.Param(normal(rngs.params(), (dim,), jnp.float32))
+
+    def __call__(
+        self, label: Int[Array, " b"] | None, keep: Bool[Array, " b"] | None, batch: int
+    ) -> Float[Array, "b d"]:
+        """The label's vector where it is kept, else the null; no label at all: the null.
+
+        A label out of range gives NaN where it is kept, never another class's vector.
+        """
+        null = jnp.broadcast_to(self.null[...], (batch, *self.null.shape)).astype(self.dtype)
+        if label is None:
+            return null
+        kept = (
+            self.table[...]
+            .at[label]
+            .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        )
+        kept = kept.astype(self.dtype)
+        return kept if keep is None else jnp.where(keep[:, None], kept, null)
+
+
+class ConditionEmbedding(nnx.Module):
+    """The sum of the noise embedding and, for a class-conditional network, the label's.
+
+    Reads `label` (int `[b]`) and `label_keep` (bool `[b]`, absent: keep all) of the conditioning.
+    """
+
+    def __init__(
+        self,
+        noise_input: str,
+        features: int,
+        dim: int,
+        num_classes: int,
+        *,
+        stddev: float,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        self.noise = NoiseEmbedding(noise_input, features, dim, dtype=dtype, rngs=rngs)
+        self.label = (
+            LabelEmbedding(num_classes, dim, stddev=stddev, dtype=dtype, rngs=rngs)
+            if num_classes
+            else None
+        )
+
+    def __call__(
+        self, noise: Float[Array, " b"], conditioning: Mapping[str, Array]
+    ) -> Float[Array, "b d"]:
+        embedding = self.noise(noise)
+        if self.label is None:
+            return embedding
+        label, keep = conditioning.get("label"), conditioning.get("label_keep")
+        return embedding + self.label(label, keep, noise.shape[0])

@@ -1,0 +1,110 @@
+"""Residual perceptron for vectors: 2-D points, bit sequences, any small fixed shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax.networks.embeddings import NOISE_SCALES, ConditionEmbedding
+from diffusion_jax.networks.layers import ZEROS, constrain_batch, dropout, fold_key
+from diffusion_jax.networks.validation import (
+    check_choice,
+    check_even,
+    check_example,
+    check_positive,
+    check_rate,
+    floating_dtype,
+)
+
+
+class MLPBlock(nnx.Module):
+    """Adaptive layer norm, linear, SiLU, linear from zero, added to the input."""
+
+    def __init__(self, width: int, *, expansion: int, dropout: float, dtype: Any, rngs: nnx.Rngs):
+        self.dropout = dropout
+        self.norm = nnx.LayerNorm(width, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
+        self.ada = nnx.Linear(width, 2 * width, dtype=dtype, rngs=rngs)
+        self.fc1 = nnx.Linear(width, expansion * width, dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(expansion * width, width, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b w"], condition: Float[Array, "b w"], key: Key[Array, "*k"] | None
+    ) -> Float[Array, "b w"]:
+        shift, scale = jnp.split(self.ada(condition), 2, axis=-1)
+        h = self.fc1(self.norm(x) * (1 + scale) + shift)
+        return x + self.fc2(dropout(jax.nn.silu(h), self.dropout, key))
+
+
+class MLP(nnx.Module):
+    """Perceptron over the flattened example, told the noise level and the class in every block.
+
+    Args:
+        shape: shape of an example, such as `(2,)` or `(20,)`; the output has the same shape
+            (for bits: one logit a bit).
+        width: size of the residual stream, an even number.
+        depth: number of residual blocks.
+        expansion: hidden size of a block over `width`.
+        dropout: rate inside the blocks; active when a key is given.
+        num_classes: 0 for an unconditional network.
+        noise_input: unit of the noise argument (`logsnr`, `t`, `c_noise`, `timestep`).
+        dtype: compute dtype; parameters and output are float32.
+
+    Raises:
+        ConfigError: a size that cannot work, naming `network.mlp.<field>`.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        width: int = 128,
+        depth: int = 3,
+        expansion: int = 2,
+        dropout: float = 0.0,
+        num_classes: int = 0,
+        noise_input: str = "logsnr",
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_positive("network.mlp", width=width, depth=depth, expansion=expansion)
+        check_rate("network.mlp.dropout", dropout)
+        check_choice("network.mlp.noise_input", noise_input, NOISE_SCALES)
+        check_even("network.mlp.width", width)
+        dtype = floating_dtype("network.mlp.dtype", dtype)
+        self.shape, self.noise_input, self.dtype = tuple(shape), noise_input, dtype
+        size = math.prod(self.shape)
+        self.stem = nnx.Linear(size, width, dtype=dtype, rngs=rngs)
+        self.condition = ConditionEmbedding(
+            noise_input, width, width, num_classes, stddev=1.0, dtype=dtype, rngs=rngs
+        )
+        self.layers = nnx.Dict(
+            {
+                str(i): MLPBlock(
+                    width, expansion=expansion, dropout=dropout, dtype=dtype, rngs=rngs
+                )
+                for i in range(depth)
+            }
+        )
+        self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.head = nnx.Linear(width, size, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b ..."],
+        noise: Float[Array, " b"],
+        conditioning: Mapping[str, Array],
+        *,
+        key: Key[Array, "*k"] | None = None,
+    ) -> Float[Array, "b ..."]:
+        check_example(x, self.shape)
+        condition = jax.nn.silu(self.condition(noise, conditioning))
+        h = self.stem(x.reshape(x.shape[0], -1).astype(self.dtype))
+        for i in range(len(self.layers)):
+            h = constrain_batch(self.layers[str(i)](h, condition, fold_key(key, i)))
+        return self.head(self.norm(h)).astype(jnp.float32).reshape(x.shape)

@@ -1,0 +1,269 @@
+"""U-Net of the DDPM, DDPM++ and ADM line: residual blocks, adaptive group norm, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.networks.attention import SelfAttention
+from diffusion_jax.networks.conv import Conv, Upsample
+from diffusion_jax.networks.embeddings import NOISE_SCALES, ConditionEmbedding
+from diffusion_jax.networks.layers import GroupNorm, constrain_batch, dropout, fold_key
+from diffusion_jax.networks.validation import (
+    check_choice,
+    check_divides,
+    check_even,
+    check_example,
+    check_positive,
+    check_rate,
+    floating_dtype,
+)
+
+
+class ResidualBlock(nnx.Module):
+    """norm, SiLU, conv; norm scaled and shifted by the condition, SiLU, conv from zero; plus x."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        condition: int,
+        *,
+        rank: int,
+        dropout: float,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        self.dropout = dropout
+        self.norm1 = GroupNorm(channels, rngs=rngs)
+        self.conv1 = Conv(channels, out_channels, rank=rank, dtype=dtype, rngs=rngs)
+        self.ada = nnx.Linear(condition, 2 * out_channels, dtype=dtype, rngs=rngs)
+        self.norm2 = GroupNorm(out_channels, rngs=rngs)
+        self.conv2 = Conv(out_channels, out_channels, rank=rank, zero=True, dtype=dtype, rngs=rngs)
+        self.skip = (
+            None
+            if channels == out_channels
+            else Conv(channels, out_channels, rank=rank, size=1, dtype=dtype, rngs=rngs)
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "b *space c"],
+        condition: Float[Array, "b e"],
+        key: Key[Array, "*k"] | None,
+    ) -> Float[Array, "b *space d"]:
+        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        scale, shift = jnp.split(self.ada(condition), 2, axis=-1)
+        h = dropout(jax.nn.silu(self.norm2(h, scale, shift)), self.dropout, key)
+        return (x if self.skip is None else self.skip(x)) + self.conv2(h)
+
+
+class SpatialAttention(nnx.Module):
+    """Group norm and self-attention over all positions, its output projection from zero."""
+
+    def __init__(
+        self, channels: int, heads: int, *, implementation: str, dtype: Any, rngs: nnx.Rngs
+    ):
+        self.norm = GroupNorm(channels, rngs=rngs)
+        self.attention = SelfAttention(
+            channels, heads, implementation=implementation, zero=True, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
+        tokens = self.norm(x).reshape(x.shape[0], -1, x.shape[-1])
+        return x + self.attention(tokens).reshape(x.shape)
+
+
+class Stage(nnx.Module):
+    """A residual block and, at the chosen resolutions, attention after it."""
+
+    def __init__(self, residual: ResidualBlock, attention: SpatialAttention | None):
+        self.residual, self.attention = residual, attention
+
+    def __call__(
+        self,
+        x: Float[Array, "b *space c"],
+        condition: Float[Array, "b e"],
+        key: Key[Array, "*k"] | None,
+    ) -> Float[Array, "b *space d"]:
+        x = self.residual(x, condition, key)
+        return constrain_batch(x if self.attention is None else self.attention(x))
+
+
+class UNet(nnx.Module):
+    """U-Net over `(height, width, channels)`, or any other number of spatial axes.
+
+    Args:
+        shape: shape of an example, channels last: `(32, 32, 3)`, audio `(length, channels)`.
+        channels: width of the first level.
+        multipliers: width of each level over `channels`; each level but the first halves the map.
+        blocks: residual blocks a level on the way down (one more on the way up).
+        attention_resolutions: longer sides of the feature maps at which blocks have attention;
+            None: 16 where a level has that size (DDPM 2020).
+        middle_attention: attention between the two blocks at the lowest resolution.
+        heads: attention heads; give `head_dim` instead for heads of a fixed size.
+        attention: implementation, `auto`, `xla` or `cudnn`.
+        dropout: rate inside the residual blocks; active when a key is given.
+        num_classes: 0 for an unconditional network.
+        out_channels: channels of the output; None: those of the input.
+        noise_input: unit of the noise argument (`logsnr`, `t`, `c_noise`, `timestep`).
+        dtype: compute dtype; parameters and output are float32.
+
+    Raises:
+        ConfigError: a size that cannot work, naming `network.unet.<field>`.
+
+    Sources: Ho et al. 2020 (DDPM), Song et al. 2021 (DDPM++), Dhariwal & Nichol 2021 (ADM).
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        channels: int = 64,
+        multipliers: Sequence[int] = (1, 2, 2),
+        blocks: int = 2,
+        attention_resolutions: Sequence[int] | None = None,
+        middle_attention: bool = True,
+        heads: int = 4,
+        head_dim: int | None = None,
+        attention: str = "auto",
+        dropout: float = 0.0,
+        num_classes: int = 0,
+        out_channels: int | None = None,
+        noise_input: str = "logsnr",
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_positive("network.unet", channels=channels, blocks=blocks, heads=heads)
+        check_even("network.unet.channels", channels)
+        check_rate("network.unet.dropout", dropout)
+        check_choice("network.unet.noise_input", noise_input, NOISE_SCALES)
+        dtype = floating_dtype("network.unet.dtype", dtype)
+        self.shape, self.noise_input, self.dtype = tuple(shape), noise_input, dtype
+        sizes = level_sizes(self.shape[:-1], multipliers)
+        attended = attended_levels(sizes, attention_resolutions)
+        widths = [channels * multiplier for multiplier in multipliers]
+        rank, condition = len(self.shape) - 1, 4 * channels
+
+        def stage(source: int, level: int, attend: bool) -> Stage:
+            width = widths[level]
+            residual = ResidualBlock(
+                source, width, condition, rank=rank, dropout=dropout, dtype=dtype, rngs=rngs
+            )
+            if not attend:
+                return Stage(residual, None)
+            count = head_count(width, heads, head_dim)
+            spatial = SpatialAttention(
+                width, count, implementation=attention, dtype=dtype, rngs=rngs
+            )
+            return Stage(residual, spatial)
+
+        self.condition = ConditionEmbedding(
+            noise_input, channels, condition, num_classes, stddev=1.0, dtype=dtype, rngs=rngs
+        )
+        self.stem = Conv(self.shape[-1], channels, rank=rank, dtype=dtype, rngs=rngs)
+        down, up, skips, width = {}, {}, [channels], channels
+        for level in range(len(widths)):
+            for i in range(blocks):
+                down[f"level{level}_{i}"] = stage(width, level, level in attended)
+                width = widths[level]
+                skips.append(width)
+            if level + 1 < len(widths):
+                down[f"level{level}_downsample"] = Conv(
+                    width, width, rank=rank, stride=2, dtype=dtype, rngs=rngs
+                )
+                skips.append(width)
+        last = len(widths) - 1
+        self.middle = nnx.Dict(
+            {"0": stage(width, last, middle_attention), "1": stage(width, last, False)}
+        )
+        for level in reversed(range(len(widths))):
+            for i in range(blocks + 1):
+                up[f"level{level}_{i}"] = stage(width + skips.pop(), level, level in attended)
+                width = widths[level]
+            if level:
+                up[f"level{level}_upsample"] = Upsample(width, rank=rank, dtype=dtype, rngs=rngs)
+        self.down, self.up = nnx.Dict(down), nnx.Dict(up)
+        # Merged dicts come back sorted by name: the order of execution is kept apart.
+        self.down_order, self.up_order = tuple(down), tuple(up)
+        self.norm = GroupNorm(width, rngs=rngs)
+        self.head = Conv(
+            width, out_channels or self.shape[-1], rank=rank, zero=True, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "b *space c"],
+        noise: Float[Array, " b"],
+        conditioning: Mapping[str, Array],
+        *,
+        key: Key[Array, "*k"] | None = None,
+    ) -> Float[Array, "b *space d"]:
+        check_example(x, self.shape)
+        condition = jax.nn.silu(self.condition(noise, conditioning))
+        h = self.stem(x)
+        skips, part = [h], 0
+        for layer in (self.down[name] for name in self.down_order):
+            h = layer(h, condition, fold_key(key, part)) if isinstance(layer, Stage) else layer(h)
+            skips.append(h)
+            part += 1
+        for layer in self.middle.values():
+            h = layer(h, condition, fold_key(key, part))
+            part += 1
+        for layer in (self.up[name] for name in self.up_order):
+            if isinstance(layer, Stage):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = layer(h, condition, fold_key(key, part))
+            else:
+                h = layer(h)
+            part += 1
+        return self.head(jax.nn.silu(self.norm(h))).astype(jnp.float32)
+
+
+def level_sizes(space: Sequence[int], multipliers: Sequence[int]) -> list[tuple[int, ...]]:
+    """Spatial size of each level; ConfigError when the map cannot be halved that often."""
+    field = "network.unet.multipliers"
+    if not multipliers or min(multipliers) < 1:
+        raise ConfigError(f"{field}={tuple(multipliers)}: expected one or more positive integers")
+    halvings = len(multipliers) - 1
+    possible = min((size & -size).bit_length() - 1 for size in space)
+    if halvings > possible:
+        shown = "x".join(map(str, space))
+        raise ConfigError(
+            f"{field}={tuple(multipliers)}: {shown} cannot be halved {halvings} times; "
+            f"give at most {possible + 1} multipliers, or pad the data to a multiple of "
+            f"{2**halvings}"
+        )
+    return [tuple(size >> level for size in space) for level in range(halvings + 1)]
+
+
+def attended_levels(
+    sizes: Sequence[tuple[int, ...]], resolutions: Sequence[int] | None
+) -> frozenset[int]:
+    """Levels whose longer side is among `resolutions`; ConfigError for one no level has."""
+    sides = [max(size) for size in sizes]
+    if resolutions is None:
+        resolutions = [side for side in sides if side == 16]
+    for resolution in resolutions:
+        if resolution not in sides:
+            near = min(sides, key=lambda side: abs(side - resolution))
+            raise ConfigError(
+                f"network.unet.attention_resolutions={tuple(resolutions)}: no level has a side of "
+                f"{resolution}; levels: {', '.join(map(str, sides))}; nearest: {near}"
+            )
+    return frozenset(level for level, side in enumerate(sides) if side in resolutions)
+
+
+def head_count(width: int, heads: int, head_dim: int | None) -> int:
+    """Number of attention heads of a level; ConfigError unless they divide its width."""
+    if head_dim is None:
+        check_divides("network.unet.heads", heads, width, "the width of an attention level")
+        return heads
+    check_divides("network.unet.head_dim", head_dim, width, "the width of an attention level")
+    return width // head_dim

@@ -1,0 +1,61 @@
+"""Checks of sizes, made before anything is compiled; messages name the config field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from diffusion_jax.errors import ConfigError, unknown_name
+
+
+def check_positive(section: str, **fields: int) -> None:
+    """Raises ConfigError for the first of the section's sizes that is below one."""
+    for field, value in fields.items():
+        if value < 1:
+            raise ConfigError(f"{section}.{field}={value}: expected at least 1")
+
+
+def check_even(field: str, value: int) -> None:
+    """Raises ConfigError, naming the next even size, for an odd one."""
+    if value % 2:
+        raise ConfigError(f"{field}={value}: expected an even number; nearest: {value + 1}")
+
+
+def check_divides(field: str, value: int, whole: int, what: str) -> None:
+    """Raises ConfigError, naming the nearest divisor, unless `value` divides `whole`."""
+    if value < 1 or whole % value:
+        divisors = [d for d in range(1, whole + 1) if whole % d == 0]
+        near = min(divisors, key=lambda d: abs(d - value))
+        raise ConfigError(f"{field}={value} does not divide {what} ({whole}); nearest: {near}")
+
+
+def check_choice(field: str, value: str, known: Iterable[str]) -> None:
+    """Raises ConfigError with the nearest known name unless `value` is one of `known`."""
+    if value not in known:
+        raise ConfigError(unknown_name(field, value, known))
+
+
+def check_rate(field: str, value: float) -> None:
+    """Raises ConfigError unless 0 <= value < 1."""
+    if not 0 <= value < 1:
+        raise ConfigError(f"{field}={value}: expected a probability in [0, 1)")
+
+
+def floating_dtype(field: str, value: Any) -> jnp.dtype:
+    """The compute dtype that a name or type stands for; ConfigError unless it is floating."""
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ConfigError(f"{field}={value!r}: expected float32, bfloat16 or float16")
+    return dtype
+
+
+def check_example(x: Array, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless the examples of `x` have the shape the network was built for."""
+    if x.shape[1:] != shape:
+        raise ValueError(f"x has examples of shape {x.shape[1:]}; the network takes {shape}")
