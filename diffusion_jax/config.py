@@ -1,0 +1,360 @@
+"""Defaults, validation, JSON round trip, and which fields may change when a run resumes.
+
+A config is a locked `ConfigDict`: a key that does not exist is an error. A component is chosen by
+name, and every known component keeps its options in a branch of its own, so that one flag switches
+it: `--config.network.name=dit` reads `network.dit` and ignores `network.unet`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from diffusion_jax.errors import ConfigError, nearest, unknown_name
+
+MAY_CHANGE = (
+    "steps",
+    "batch_size",
+    "accumulation",
+    "deterministic",
+    "compilation_cache",
+    "data.data_dir",
+    "data.prefetch",
+    "mesh.*",
+    "logging.*",
+    "checkpoint.*",
+    "validation.*",
+    "sampling.*",
+    "guard.*",
+)
+"""Fields that a resumed run may change; a difference in any other is an error. The batch size may
+change because the position in the data is kept in examples."""
+
+
+def base() -> ConfigDict:
+    """Every field with its default. Config files start from this and set what they need."""
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "steps": 1000,
+            "batch_size": 128,
+            "accumulation": 1,
+            # "float32", "bfloat16", or "auto": bfloat16 on accelerators, float32 on CPU.
+            "compute_dtype": "auto",
+            # Bit-reproducible kernels on GPU, at some cost; CPU and TPU always are.
+            "deterministic": False,
+            # Folder of compiled programs kept between starts; "" takes the user's cache folder.
+            "compilation_cache": "",
+            "data": _data(),
+            "process": _process(),
+            "network": _network(),
+            "objective": _objective(),
+            "optimizer": _optimizer(),
+            "ema": {"decays": {"default": 0.999}, "warmup": True},
+            # Non-finite updates are skipped; more than `limit` in a row end the run with code 70.
+            "guard": {"limit": 10},
+            # Axis sizes; -1 takes the devices that are left.
+            "mesh": {"data": -1, "fsdp": 1, "context": 1, "tensor": 1, "fsdp_min_size": 2**14},
+            "checkpoint": {"every": 1000, "keep_last": 3, "keep_every": placeholder(int)},
+            # Intervals in steps. A profile of `profile_steps` steps starts at step `profile_at`.
+            "logging": {"every": 50, "profile_at": 0, "profile_steps": 5, "tensorboard": True},
+            "validation": {"every": 500, "examples": 512, "batch_size": placeholder(int)},
+            "sampling": _sampling(),
+        }
+    )
+    return config.lock()
+
+
+def _data() -> dict[str, Any]:
+    return {
+        "name": "digits",
+        "data_dir": "",
+        "prefetch": 4,
+        "digits": {},
+        "points": {"kind": "swiss_roll", "size": 65536, "seed": 0},
+        "heartbeat": {"size": 50000},
+        "tfds": {
+            "name": "mnist",
+            "train": "train",
+            "validation": "test",
+            "image_size": placeholder(int),
+            "flip": False,
+        },
+    }
+
+
+def _process() -> dict[str, Any]:
+    return {
+        "name": "gaussian",
+        "gaussian": {
+            "schedule": {
+                "name": "cosine",
+                "cosine": {"s": 0.0},
+                "linear_beta": {"beta_min": 0.1, "beta_max": 20.0},
+                "scaled_linear": {"beta_min": 0.85, "beta_max": 12.0},
+                "edm": {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0},
+                "rectified_flow": {"shift": 1.0},
+                "sigmoid": {"start": -3.0, "end": 3.0, "tau": 1.0},
+                # betas: "linear", "scaled_linear" or "cosine".
+                "table": {"betas": "linear", "steps": 1000},
+            },
+        },
+        "binomial": {},
+    }
+
+
+def _network() -> dict[str, Any]:
+    return {
+        "name": "unet",
+        "mlp": {"width": 128, "depth": 3, "dropout": 0.0},
+        "unet": {
+            "channels": 64,
+            "multipliers": (1, 2, 2),
+            "blocks": 2,
+            "attention_resolutions": (8,),
+            "head_dim": 64,
+            "dropout": 0.0,
+        },
+        "dit": {
+            "patch": 2,
+            "dim": 384,
+            "depth": 12,
+            "heads": 6,
+            "dropout": 0.0,
+            "scan": True,
+            "remat": "none",
+            "attention": placeholder(str),
+        },
+        # What the network is told of the noise: logsnr, t, c_noise or timestep.
+        "noise_input": "logsnr",
+        # Whether the labels of the data, where it has them, condition the network.
+        "use_labels": True,
+    }
+
+
+def _objective() -> dict[str, Any]:
+    return {
+        "name": "denoising",
+        "denoising": {
+            "prediction": "v",
+            "sigma_data": 0.5,
+            "label_dropout": 0.1,
+            "time": {
+                "name": "uniform",
+                "stratified": True,
+                "uniform": {},
+                "log_normal": {"mean": -1.2, "std": 1.2},
+                "logit_normal": {"mean": 0.0, "std": 1.0},
+            },
+            "weighting": {
+                "name": "uniform",
+                "min_snr": {"gamma": 5.0},
+                "sigmoid": {"bias": -1.0},
+            },
+        },
+        "variational": {"num_steps": 100, "label_dropout": 0.0},
+    }
+
+
+def _optimizer() -> dict[str, Any]:
+    return {
+        "name": "adamw",
+        "learning_rate": 1e-3,
+        "schedule": "cosine",
+        "warmup_steps": 100,
+        "final_scale": 0.0,
+        "clip_norm": 1.0,
+        "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
+    }
+
+
+def _sampling() -> dict[str, Any]:
+    return {
+        # Grids during training (0: at the end only), from the weights named by `ema`.
+        "every": 0,
+        "num": 64,
+        "seed": 0,
+        "ema": "default",
+        "batch_size": 64,
+        "solver": "dpmpp_2m",
+        "steps": 20,
+        "guidance": 1.0,
+        "guidance_interval": (0.0, 1.0),
+        "guidance_rescale": 0.0,
+        # "none", "static" (to the range of the data) or "dynamic" (percentile, Imagen).
+        "threshold": "static",
+        "threshold_percentile": 0.995,
+        "grid": {"name": "uniform", "karras": {"rho": 7.0}, "shifted": {"shift": 1.0}},
+        "ddim": {"eta": 0.0},
+        "ddpm": {"variance": "small"},
+    }
+
+
+def component(config: ConfigDict, field: str) -> tuple[str, dict[str, Any]]:
+    """The chosen component of `config` and its options.
+
+    Args:
+        config: a section with `name` and one branch per component.
+        field: the section's path, for the message.
+
+    Raises:
+        ConfigError: the name is none of the branches.
+    """
+    known = [key for key, value in config.items() if isinstance(value, ConfigDict)]
+    if config.name not in known:
+        raise ConfigError(unknown_name(f"config.{field}.name", config.name, known))
+    return config.name, config[config.name].to_dict()
+
+
+def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All fields as (dotted path, value), in a stable order; tuples become lists as in JSON."""
+    for key in sorted(config):
+        value = config[key]
+        if isinstance(value, ConfigDict | Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Dotted path -> (old, new) of all fields that differ; a missing field counts as None."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    paths = sorted({*before, *after})
+    return {
+        path: (before.get(path), after.get(path))
+        for path in paths
+        if before.get(path) != after.get(path)
+    }
+
+
+def may_change(path: str) -> bool:
+    """Whether a resumed run may change the field at this dotted path."""
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in MAY_CHANGE)
+
+
+def check_resume(old: ConfigDict, new: ConfigDict, workdir: str) -> None:
+    """Compares the config of a workdir with the one asked for.
+
+    Raises:
+        ConfigError: a field differs that may not change; the difference is shown.
+    """
+    changed = {p: pair for p, pair in differences(old, new).items() if not may_change(p)}
+    changed = {p: pair for p, pair in changed.items() if _is_read(p, old) or _is_read(p, new)}
+    if changed:
+        shown = ", ".join(f"config.{p}: {a!r} -> {b!r}" for p, (a, b) in changed.items())
+        raise ConfigError(
+            f"workdir={workdir} was made with another config ({shown}); "
+            "take these values back or name a new workdir"
+        )
+
+
+def _is_read(path: str, config: ConfigDict) -> bool:
+    """Whether the field lies in a branch that is in use: `network.dit.*` is not under a U-Net."""
+    section = config
+    for key in path.split(".")[:-1]:
+        if not isinstance(section, ConfigDict) or key not in section:
+            return False
+        branch = section[key]
+        chosen = section.get("name")
+        if chosen in section and isinstance(branch, ConfigDict) and key != chosen:
+            return False
+        section = branch
+    return True
+
+
+def to_json(config: ConfigDict) -> dict[str, Any]:
+    """The config as plain JSON values."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_json(values: Mapping[str, Any]) -> ConfigDict:
+    """Reads `to_json` back. Fields that did not exist when it was written take their default.
+
+    Raises:
+        ConfigError: a field is unknown to this version.
+    """
+    config = base()
+    _overlay(config, values, "config")
+    return config
+
+
+_OPEN_SECTIONS = ("config.ema.decays",)
+"""Sections whose keys are names given by the user."""
+
+
+def _overlay(section: ConfigDict, values: Mapping[str, Any], path: str) -> None:
+    for key, value in values.items():
+        field = f"{path}.{key}"
+        if path not in _OPEN_SECTIONS and key not in section:
+            close = nearest(key, section.keys())
+            hint = f"; did you mean {path}.{close}?" if close else ""
+            raise ConfigError(f"{field}={value!r} is not a field of this version{hint}")
+        if isinstance(value, Mapping) and field in _OPEN_SECTIONS:
+            with section.unlocked():
+                section[key] = ConfigDict(dict(value)).lock()
+        elif isinstance(value, Mapping):
+            _overlay(section[key], value, field)
+        elif isinstance(value, list):
+            section[key] = tuple(value)
+        else:
+            section[key] = value
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks ranges that need no other object to be judged.
+
+    Raises:
+        ConfigError: one line with field, value and what was expected.
+    """
+    for path, low in _MINIMA.items():
+        value = config
+        for key in path.split("."):
+            value = value[key]
+        if value is not None and value < low:
+            raise ConfigError(f"config.{path}={value!r}: expected at least {low}")
+    if config.batch_size % config.accumulation:
+        lower = config.batch_size - config.batch_size % config.accumulation
+        raise ConfigError(
+            f"config.batch_size={config.batch_size} is not a multiple of "
+            f"config.accumulation={config.accumulation}; the next are {lower} and "
+            f"{lower + config.accumulation}"
+        )
+    if config.compute_dtype not in ("auto", "float32", "bfloat16"):
+        known = ("auto", "float32", "bfloat16")
+        raise ConfigError(unknown_name("config.compute_dtype", config.compute_dtype, known))
+    if config.sampling.ema not in ("", *config.ema.decays):
+        known = ("", *config.ema.decays)
+        raise ConfigError(unknown_name("config.sampling.ema", config.sampling.ema, known))
+    for name, decay in config.ema.decays.items():
+        if not 0 <= decay < 1:
+            raise ConfigError(f"config.ema.decays.{name}={decay!r}: expected 0 <= decay < 1")
+
+
+_MINIMA = {
+    "steps": 1,
+    "seed": 0,
+    "batch_size": 1,
+    "accumulation": 1,
+    "data.prefetch": 1,
+    "guard.limit": 0,
+    "checkpoint.every": 1,
+    "checkpoint.keep_last": 1,
+    "checkpoint.keep_every": 1,
+    "logging.every": 1,
+    "logging.profile_at": 0,
+    "logging.profile_steps": 1,
+    "validation.every": 0,
+    "validation.examples": 0,
+    "validation.batch_size": 1,
+    "sampling.every": 0,
+    "sampling.num": 1,
+    "sampling.batch_size": 1,
+    "sampling.steps": 1,
+    "optimizer.learning_rate": 0,
+    "optimizer.warmup_steps": 0,
+}

@@ -1,0 +1,71 @@
+"""The variational bound of any noising process, one random step at a time.
+
+    -log p(x0) <= KL(q(x_1 | x0) || p(x_1)) + sum_i KL(q(x_s | x_t, x0) || p(x_s | x_t))   (1)
+
+over the steps (t_i, s_i) of a time grid (Sohl-Dickstein et al. 2015, eq. 12-14; Ho et al. 2020,
+eq. 5). Drawing one step i uniformly and multiplying its term by their number is unbiased; drawing
+it by strata over the batch makes the estimate far less noisy. Which process it is, only the
+process knows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax.diffusion.time_sampling import stratified
+from diffusion_jax.objectives.base import Aux, Batch, Context, masked_mean
+from diffusion_jax.objectives.denoising import drop_conditioning, split_keys
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variational:
+    """Objective (1) in bits per dimension; metrics also give bits per example.
+
+    Attributes:
+        estimate: `(params, x_t, t [B], conditioning, key) -> x0_hat`, E[x0 | x_t].
+        process: a `diffusion.processes.Process`.
+        times: decreasing times of the steps, from 1 to 0.
+        drop: conditioning name -> probability of the null embedding.
+    """
+
+    estimate: Callable[..., Array]
+    process: Any
+    times: np.ndarray
+    drop: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __call__(
+        self, params: PyTree, batch: Batch, key: Key[Array, " batch"], context: Context
+    ) -> tuple[Float[Array, ""], Aux]:
+        x0 = batch["x"]
+        time_key, noise_key, drop_key, network_key = split_keys(key, 4)
+        t, s = self._step(time_key, context.stratum)
+        noise = jax.vmap(lambda k: self.process.noise(k, x0.shape[1:]))(noise_key)
+        conditioning = drop_conditioning(batch.get("conditioning", {}), self.drop, drop_key)
+        x_t = self.process.forward(x0, t, noise)
+        x0_hat = self.estimate(params, x_t, t, conditioning, network_key)
+
+        steps = len(self.times) - 1
+        terms = steps * self.process.kl(x0, x_t, x0_hat, t, s) + self.process.prior_kl(x0)
+        bits = jnp.sum(terms.reshape(len(x0), -1), axis=-1) / math.log(2.0)
+        dimensions = math.prod(x0.shape[1:])
+        loss, total, count = masked_mean(bits / dimensions, batch.get("mask"))
+        metrics = {"loss": (total, count), "bits_per_example": (total * dimensions, count)}
+        return loss, Aux(metrics, context.extra, bits)
+
+    def _step(self, key: Key[Array, " b"], stratum: Any) -> tuple[Any, Any]:
+        """[B] times t and s of a uniformly drawn step of the grid."""
+        u = stratified(jax.vmap(jax.random.uniform)(key), stratum, stratum.shape[0])
+        steps = len(self.times) - 1
+        index = jnp.clip(jnp.floor(u * steps).astype(jnp.int32), 0, steps - 1)
+        times = jnp.asarray(self.times, jnp.float32)
+        return times[index], times[index + 1]

@@ -1,0 +1,34 @@
+"""What a pipeline returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Samples on the host.
+
+    Attributes:
+        x: [N, *shape]; uint8 for images and bits, float32 otherwise.
+        label: [N] int32 where the model is class-conditional, else None.
+        trajectory: [steps + 1, N, *shape] like `x`, from noise to data, if asked for.
+    """
+
+    x: np.ndarray
+    label: np.ndarray | None = None
+    trajectory: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.x, dtype=dtype, copy=copy)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The fields that are there, as `samples.npz` holds them."""
+        fields = {"x": self.x, "label": self.label, "trajectory": self.trajectory}
+        return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,86 @@
+"""The training step on a mesh: state sharded from birth, one compiled program, state donated."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from diffusion_jax.parallel.mesh import batch_sharding, replicated
+from diffusion_jax.parallel.sharding import shardings_for
+from diffusion_jax.training.metrics import metric_names, pack
+from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.step import Trainer
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledTrainer:
+    """A `Trainer` on a mesh.
+
+    Attributes:
+        trainer: the pure functions.
+        mesh: device mesh with the axes of `parallel.mesh`.
+        min_size: parameters with fewer elements are replicated.
+    """
+
+    trainer: Trainer
+    mesh: Mesh
+    min_size: int = 2**14
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state; all that compiling and restoring need."""
+        shapes = jax.eval_shape(self.trainer.init)
+        shardings = shardings_for(shapes, self.mesh, min_size=self.min_size)
+        return jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings
+        )
+
+    @property
+    def state_shardings(self) -> PyTree:
+        """The sharding of every leaf of the state."""
+        return jax.tree.map(lambda a: a.sharding, self.abstract_state)
+
+    def init(self) -> TrainState:
+        """Builds the state inside jit, so that no device ever holds all of it."""
+        with jax.set_mesh(self.mesh):
+            return jax.jit(self.trainer.init, out_shardings=self.state_shardings)()
+
+    def abstract_batch(self, local_batch: Mapping[str, Any], batch_size: int) -> PyTree:
+        """The global batch that process-local examples like `local_batch` make up."""
+        sharding = batch_sharding(self.mesh)
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), a.dtype, sharding=sharding),
+            dict(local_batch),
+        )
+
+    def metric_names(self, batch: PyTree, frozen: PyTree) -> tuple[str, ...]:
+        """Names of the rows of the packed metrics."""
+        _, metrics = jax.eval_shape(self.trainer.train_step, self.abstract_state, frozen, batch)
+        return metric_names(metrics)
+
+    def lower(self, batch: PyTree, frozen: PyTree) -> jax.stages.Lowered:
+        """Lowers `(state, frozen, batch) -> (state, packed metrics, bad examples)`.
+
+        Args:
+            batch: arrays or shapes of a global batch.
+            frozen: arrays or shapes (with shardings) of the frozen trees.
+        """
+
+        def step(state: TrainState, frozen: PyTree, batch: PyTree) -> Any:
+            state, metrics = self.trainer.train_step(state, frozen, batch)
+            return state, pack(metrics), metrics.bad_examples
+
+        whole = replicated(self.mesh)
+        with jax.set_mesh(self.mesh):
+            return jax.jit(
+                step,
+                out_shardings=(self.state_shardings, whole, whole),
+                donate_argnums=0,
+            ).lower(self.abstract_state, frozen, batch)

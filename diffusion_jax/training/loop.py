@@ -1,0 +1,247 @@
+"""The training loop: dispatches steps, reads metrics back late, and calls what is due.
+
+Invariants:
+- `train_step` is the only thing that runs per step; nothing in the loop waits for the step just
+  dispatched, except a hook, a save or the end.
+- The batch of a step is asked for by position; nothing else is remembered about the data.
+- A state is saved, evaluated or logged under the number of updates it has seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from diffusion_jax.errors import Aborted, Preempted
+from diffusion_jax.training.metrics import MetricBuffer, SkippedStep
+from diffusion_jax.training.progress import Progress
+from diffusion_jax.training.state import TrainState, position
+from diffusion_jax.training.writers import Writer
+
+PyTree = Any
+Step = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Any, Any]]
+
+
+class Batches(Protocol):
+    """Device batches in order, from a background thread."""
+
+    waited: Any
+
+    def __next__(self) -> tuple[int, PyTree]: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hook:
+    """Something that is done at intervals with the state.
+
+    Attributes:
+        name: for the log.
+        every: interval in steps; 0 means at the end only.
+        run: `(state, step) -> scalars to write`.
+    """
+
+    name: str
+    every: int
+    run: Callable[[TrainState, int], Mapping[str, float]]
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether to run after update number `step` of `last`."""
+        return step == last or (self.every > 0 and step % self.every == 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """Intervals and limits, in steps.
+
+    Attributes:
+        steps: updates of the whole run.
+        batch_size: global, in examples.
+        log_every: interval of log lines.
+        guard_limit: skipped steps in a row that are still borne.
+        profile_at: step before which a profile starts; 0 for none.
+        profile_steps: steps in the profile.
+        flops_per_step: analytic FLOPs of one step, for the utilisation.
+        peak_flops: FLOP/s of all devices together; None where it is not known.
+    """
+
+    steps: int
+    batch_size: int
+    log_every: int
+    guard_limit: int
+    profile_at: int = 0
+    profile_steps: int = 5
+    flops_per_step: float = 0.0
+    peak_flops: float | None = None
+
+
+@dataclasses.dataclass(kw_only=True)
+class Loop:
+    """Everything the loop calls. All of it is handed in; the loop knows no config.
+
+    Attributes:
+        step: compiled `(state, frozen, batch) -> (state, packed metrics, bad examples)`.
+        frozen: trees handed to every step.
+        batches: device batches, starting at the state's position.
+        ids: position -> int64 [B], the ids of the global batch, to name a skipped one.
+        metric_names: rows of the packed metrics.
+        save: `(state, step, force)`: saves when due, always with `force`.
+        should_stop: step -> whether the machine is wanted back; agrees over all processes.
+        hooks: validation, sample grids, evaluations.
+        writer, progress: where things are shown.
+        profile: starts (with a folder) and stops a profile.
+        workdir: for the profile.
+    """
+
+    options: LoopOptions
+    step: Step
+    frozen: PyTree
+    batches: Batches
+    ids: Callable[[int], np.ndarray]
+    metric_names: Sequence[str]
+    save: Callable[[TrainState, int, bool], None]
+    should_stop: Callable[[int], bool]
+    hooks: Sequence[Hook]
+    writer: Writer
+    progress: Progress
+    workdir: str
+
+    def run(self, state: TrainState) -> TrainState:
+        """Trains from `state` to `options.steps` updates.
+
+        Raises:
+            Preempted: the machine is wanted back; the state is saved.
+            Aborted: more non-finite steps in a row than the limit.
+        """
+        start = int(state.step)
+        self._first = (start, position(state.examples))
+        self._metrics = MetricBuffer(self.metric_names)
+        self._metrics.consecutive_skips = int(state.opt_state["guard"]["consecutive"])
+        self._clock = _Clock(start)
+        last = self.options.steps
+        for step in range(start + 1, last + 1):
+            self._profile(step)
+            _, batch = next(self.batches)
+            state, packed, bad_examples = self.step(state, self.frozen, batch)
+            self._metrics.push(step, packed, bad_examples)
+            self._check_skipped()
+            if step % self.options.log_every == 0 or step == last:
+                self._log(step)
+            self.progress.step(step)
+            self._run_hooks(state, step, last)
+            self.save(state, step, step == last)
+            if step < last and self.should_stop(step):
+                self._leave(state, step)
+        return state
+
+    def _log(self, step: int) -> None:
+        self._metrics.flush()
+        self._check_skipped()
+        scalars = {f"train/{k}": v for k, v in self._metrics.take().items()}
+        scalars |= self._clock.rates(step, self.options, self.batches.waited)
+        scalars |= _memory()
+        self.writer.scalars(step, scalars)
+        self.progress.log(step, scalars)
+
+    def _run_hooks(self, state: TrainState, step: int, last: int) -> None:
+        due = [hook for hook in self.hooks if hook.due(step, last)]
+        if not due:
+            return
+        with self._clock.paused(self.batches):
+            jax.block_until_ready(state.step)
+            for hook in due:
+                scalars = hook.run(state, step)
+                if scalars:
+                    self.writer.scalars(step, scalars)
+
+    def _check_skipped(self) -> None:
+        for skipped in self._metrics.take_skipped():
+            self.progress.note(self._describe(skipped))
+        if self._metrics.consecutive_skips > self.options.guard_limit:
+            raise Aborted(
+                f"{self._metrics.consecutive_skips} steps in a row were not finite "
+                f"(config.guard.limit={self.options.guard_limit}); lower the learning rate or "
+                "look at the examples named above"
+            )
+
+    def _describe(self, skipped: SkippedStep) -> str:
+        first_step, first_position = self._first
+        at = first_position + (skipped.step - 1 - first_step) * self.options.batch_size
+        ids = self.ids(at)
+        bad = ids[skipped.bad_examples] if skipped.bad_examples.any() else ids
+        shown = ", ".join(str(i) for i in bad[:16]) + (", ..." if len(bad) > 16 else "")
+        what = "non-finite examples" if skipped.bad_examples.any() else "all finite; batch"
+        return f"step {skipped.step} skipped: non-finite update; {what}: id {shown}"
+
+    def _leave(self, state: TrainState, step: int) -> None:
+        self._metrics.flush()
+        self.save(state, step, True)
+        raise Preempted(f"the machine is wanted back: saved step {step}; start me again")
+
+    def _profile(self, step: int) -> None:
+        first = self.options.profile_at
+        if not first:
+            return
+        if step == first:
+            jax.profiler.start_trace(self.workdir)
+        elif step == first + self.options.profile_steps:
+            self._metrics.flush()
+            jax.profiler.stop_trace()
+            self.progress.note(f"profile of steps {first}..{step - 1} is in {self.workdir}/plugins")
+
+
+class _Clock:
+    """Time spent training since the last log line, hooks left out."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._since, self._waited, self._away = step, time.perf_counter(), 0.0, 0.0
+        self._wait_away = 0.0
+
+    def paused(self, batches: Batches) -> _Pause:
+        return _Pause(self, batches)
+
+    def add(self, seconds: float, waited: float) -> None:
+        self._away += seconds
+        self._wait_away += waited
+
+    def rates(self, step: int, options: LoopOptions, waited: float) -> dict[str, float]:
+        now = time.perf_counter()
+        seconds = max(now - self._since - self._away, 1e-9)
+        steps = step - self._step
+        waiting = waited - self._waited - self._wait_away
+        self._step, self._since, self._waited = step, now, waited
+        self._away = self._wait_away = 0.0
+        rates = {
+            "train/images_per_second": steps * options.batch_size / seconds,
+            "train/steps_per_second": steps / seconds,
+            "train/data_wait_share": waiting / seconds,
+        }
+        if options.flops_per_step:
+            flops = steps * options.flops_per_step / seconds
+            rates["train/flops_per_second"] = flops
+            if options.peak_flops:
+                rates["train/mfu"] = flops / options.peak_flops
+        return rates
+
+
+class _Pause:
+    def __init__(self, clock: _Clock, batches: Batches) -> None:
+        self._clock, self._batches = clock, batches
+
+    def __enter__(self) -> None:
+        self._began, self._waited = time.perf_counter(), self._batches.waited
+
+    def __exit__(self, *error: object) -> None:
+        waited = self._batches.waited - self._waited
+        self._clock.add(time.perf_counter() - self._began, waited)
+
+
+def _memory() -> dict[str, float]:
+    """Peak bytes of the first local device, where the platform reports them (CPU does not)."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    peak = stats.get("peak_bytes_in_use")
+    return {"train/peak_memory_bytes": float(peak)} if peak else {}

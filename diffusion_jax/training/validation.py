@@ -1,0 +1,78 @@
+"""Validation loss on held-out examples at fixed noise, for raw and averaged weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.training.metrics import means
+from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.step import VALIDATION_STREAM, Trainer
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Validator:
+    """Evaluates the objective on the same examples with the same noise every time.
+
+    Two curves of one run then differ by the weights alone, and noise levels are stratified over
+    the whole held-out set.
+
+    Attributes:
+        trainer: for the objective and the key of the validation stream.
+        batches: callable that yields device batches of one shape, padded with `mask`.
+        count: examples in all batches, padding included.
+        mesh: the mesh on which the batches lie.
+    """
+
+    trainer: Trainer
+    batches: Callable[[], Sequence[Mapping[str, Any]]]
+    count: int
+    mesh: Any
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_evaluate", jax.jit(self._metrics))
+
+    def __call__(self, state: TrainState, frozen: Mapping[str, PyTree]) -> dict[str, float]:
+        """Means over the held-out examples.
+
+        Returns:
+            `val/<metric>` for the raw weights, `val/<metric>_ema` for the average called
+            "default" and `val/<metric>_ema_<name>` for the others.
+        """
+        weights = {"": state.params}
+        for name, tree in state.ema.items():
+            weights["_ema" if name == "default" else f"_ema_{name}"] = tree
+        totals: dict[str, dict[str, Any]] = {suffix: {} for suffix in weights}
+        with jax.set_mesh(self.mesh):
+            for number, batch in enumerate(self.batches()):
+                for suffix, params in weights.items():
+                    pairs = self._evaluate(params, state, frozen, batch, jnp.int32(number))
+                    _add(totals[suffix], pairs)
+        result: dict[str, float] = {}
+        for suffix, pairs in totals.items():
+            result.update({f"val/{k}{suffix}": v for k, v in means(pairs).items()})
+        return result
+
+    def _metrics(
+        self, params: PyTree, state: TrainState, frozen: PyTree, batch: Any, number: Any
+    ) -> Mapping[str, tuple[Any, Any]]:
+        size = batch["mask"].shape[0]
+        index = number * size + jnp.arange(size)
+        key = self.trainer.key(VALIDATION_STREAM)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+        # The golden-ratio sequence is low-discrepancy for every number of examples and, unlike
+        # index / count, does not tie an example's place in the set to its noise level.
+        stratum = jnp.mod(index.astype(jnp.float32) * 0.6180339887, 1.0)
+        return self.trainer.evaluate(params, state, frozen, batch, keys, stratum)
+
+
+def _add(totals: dict[str, Any], pairs: Mapping[str, tuple[Any, Any]]) -> None:
+    for name, (total, count) in pairs.items():
+        before = totals.get(name, (0.0, 0.0))
+        totals[name] = (before[0] + float(total), before[1] + float(count))

@@ -1,0 +1,182 @@
+"""Where numbers and pictures go: `metrics.jsonl` always, TensorBoard where TensorFlow is.
+
+clu's writers import TensorFlow, which takes seconds: it happens in a thread of its own while the
+first step compiles, and only there is TensorFlow touched. Without TensorFlow one warning is given
+and `metrics.jsonl` alone is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Writer:
+    """Writes to nowhere; what processes other than 0 use."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes named numbers."""
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Writes a picture, uint8 [H, W, 3]."""
+
+    def hparams(self, values: Mapping[str, Any]) -> None:
+        """Writes the flat config, once a run."""
+
+    def flush(self) -> None:
+        """Brings everything to disk."""
+
+    def close(self) -> None:
+        """Flushes and ends."""
+
+
+class JsonlWriter(Writer):
+    """One JSON row per call: `{"step": n, name: value, ...}`.
+
+    On a resume, rows past the restored step are cut: they will be written again.
+    """
+
+    def __init__(self, workdir: str | Path, start_step: int) -> None:
+        self._path = Path(workdir) / METRICS_FILE
+        if self._path.exists():
+            _cut_rows(self._path, start_step)
+        self._file = self._path.open("a")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        row = {"step": step, **{name: _json_number(v) for name, v in values.items()}}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def flush(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+
+def _json_number(value: float) -> float | str:
+    """JSON knows no NaN: non-finite numbers are written as strings that `float` reads back."""
+    value = float(value)
+    return value if np.isfinite(value) else str(value)
+
+
+def _cut_rows(path: Path, last_step: int) -> None:
+    """Keeps the whole rows up to `last_step`; a row torn by a kill is dropped."""
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    temporary.replace(path)
+
+
+class TensorBoardWriter(Writer):
+    """TensorBoard events through clu, written by a thread that imports TensorFlow on its own."""
+
+    def __init__(self, workdir: str | Path) -> None:
+        self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue()
+        self._thread = threading.Thread(
+            target=self._run, args=(str(workdir),), name="tensorboard", daemon=True
+        )
+        self._thread.start()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        copy = dict(values)
+        self._queue.put(lambda writer: writer.write_scalars(step, copy))
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        self._queue.put(lambda writer: writer.write_images(step, {name: image[None]}))
+
+    def hparams(self, values: Mapping[str, Any]) -> None:
+        simple = {
+            k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()
+        }
+        self._queue.put(lambda writer: writer.write_hparams(simple))
+
+    def flush(self) -> None:
+        self._queue.put(lambda writer: writer.flush())
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self, workdir: str) -> None:
+        writer = _summary_writer(workdir)
+        while (job := self._queue.get()) is not None:
+            if writer is None:
+                continue
+            try:
+                job(writer)
+            except Exception as error:  # a full disk must not end the training
+                warnings.warn(f"TensorBoard events in {workdir}: {error}", stacklevel=2)
+                writer = None
+        if writer is not None:
+            writer.close()
+
+
+def _summary_writer(workdir: str) -> Any:
+    """clu's SummaryWriter, or None without TensorFlow."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        import tensorflow as tf
+        from clu.metric_writers.summary_writer import SummaryWriter
+    except ImportError as error:
+        print(f"TensorBoard events are not written ({error}); metrics.jsonl is.", flush=True)
+        return None
+    # JAX owns the accelerators.
+    for kind in ("GPU", "TPU"):
+        tf.config.set_visible_devices([], kind)
+    return SummaryWriter(workdir)
+
+
+class MultiWriter(Writer):
+    """Writes to several writers."""
+
+    def __init__(self, *writers: Writer) -> None:
+        self._writers = writers
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for writer in self._writers:
+            writer.scalars(step, values)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        for writer in self._writers:
+            writer.image(step, name, image)
+
+    def hparams(self, values: Mapping[str, Any]) -> None:
+        for writer in self._writers:
+            writer.hparams(values)
+
+    def flush(self) -> None:
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+def create(workdir: str | Path, *, start_step: int, tensorboard: bool, process_index: int) -> Writer:
+    """The writer of this process: nothing but on process 0."""
+    if process_index != 0:
+        return Writer()
+    writers: list[Writer] = [JsonlWriter(workdir, start_step)]
+    if tensorboard:
+        writers.append(TensorBoardWriter(workdir))
+    return MultiWriter(*writers)
