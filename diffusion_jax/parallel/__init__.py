@@ -1,0 +1,1 @@
+"""Distributed start-up, the mesh, sharding rules, global arrays, FLOPs and the compile cache."""

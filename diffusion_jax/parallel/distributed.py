@@ -1,0 +1,166 @@
+"""Start-up of the JAX distributed runtime: always, also for one process on a laptop.
+
+The runtime is what turns SIGTERM into a step that all processes agree on, and what notices a dead
+process, so a run behaves alike on one machine and on many.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from urllib.parse import urlsplit
+
+import jax
+from jax.experimental import multihost_utils
+
+from diffusion_jax.errors import ConfigError
+
+COORDINATOR = "DIFFUSION_JAX_COORDINATOR"
+NUM_PROCESSES = "DIFFUSION_JAX_NUM_PROCESSES"
+PROCESS_ID = "DIFFUSION_JAX_PROCESS_ID"
+CPU_DEVICES = "DIFFUSION_JAX_CPU_DEVICES"
+
+# Hosts that gRPC, and nothing but gRPC, reaches without the proxy of the environment.
+GRPC_EXEMPT = "no_grpc_proxy"
+PROXY_EXEMPT = "no_proxy"
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    cpu_devices: int | None = None,
+    heartbeat_timeout: int = 100,
+    initialization_timeout: int = 300,
+) -> None:
+    """Starts the distributed runtime; does nothing when it runs already.
+
+    Values come from the arguments, else from the environment (`DIFFUSION_JAX_COORDINATOR`,
+    `DIFFUSION_JAX_NUM_PROCESSES`, `DIFFUSION_JAX_PROCESS_ID`, `DIFFUSION_JAX_CPU_DEVICES`), else
+    from the cluster that JAX detects (Slurm, Open MPI, Cloud TPU, GKE, Kubernetes), else the run
+    is one process on localhost. Must run before anything touches a device.
+
+    Args:
+      coordinator: "host:port" of process 0.
+      num_processes: number of processes.
+      process_id: 0 <= process_id < num_processes.
+      cpu_devices: number of virtual devices of the CPU platform in this process.
+      heartbeat_timeout: seconds without a sign of life after which a process counts as dead.
+      initialization_timeout: seconds to wait for the other processes.
+
+    Raises:
+      ConfigError: for values that do not fit together, or a call that comes too late.
+    """
+    if jax.distributed.is_initialized():
+        return
+    coordinator = coordinator or os.environ.get(COORDINATOR)
+    num_processes = _integer("num_processes", num_processes, NUM_PROCESSES)
+    process_id = _integer("process_id", process_id, PROCESS_ID)
+    cpu_devices = _integer("cpu_devices", cpu_devices, CPU_DEVICES)
+    _check_address(coordinator, num_processes, process_id)
+    timeouts = {
+        "heartbeat_timeout_seconds": heartbeat_timeout,
+        "initialization_timeout": initialization_timeout,
+    }
+    try:
+        if cpu_devices is not None:
+            jax.config.update("jax_num_cpu_devices", cpu_devices)
+        if coordinator is not None:
+            _start(coordinator, num_processes, process_id, timeouts)
+        elif not _start_on_cluster(timeouts):
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                address = f"127.0.0.1:{probe.getsockname()[1]}"
+            _start(address, 1, 0, {**timeouts, "coordinator_bind_address": address})
+    except RuntimeError as error:
+        if "before" not in str(error) or "backend" not in str(error).lower():
+            raise
+        raise ConfigError(
+            "distributed.initialize comes too late: a device is in use already; expected it "
+            "before the first JAX computation; nearest: call it first in the program"
+        ) from error
+
+
+def _integer(field: str, value: int | None, variable: str) -> int | None:
+    if value is not None or variable not in os.environ:
+        return value
+    try:
+        return int(os.environ[variable])
+    except ValueError:
+        raise ConfigError(
+            f"{variable}={os.environ[variable]!r} ({field}) is no whole number"
+        ) from None
+
+
+def _check_address(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    given = {
+        f"coordinator ({COORDINATOR})": coordinator,
+        f"num_processes ({NUM_PROCESSES})": num_processes,
+        f"process_id ({PROCESS_ID})": process_id,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        present = next(name for name, value in given.items() if value is not None)
+        raise ConfigError(f"{present} is given without {' and '.join(missing)}; expected all three")
+    if coordinator is None or num_processes is None or process_id is None:
+        return
+    if not coordinator.rpartition(":")[0] or not coordinator.rpartition(":")[2].isdigit():
+        raise ConfigError(f"coordinator={coordinator!r} is no address; expected host:port")
+    if num_processes < 1:
+        raise ConfigError(f"num_processes={num_processes} must be at least 1")
+    if not 0 <= process_id < num_processes:
+        raise ConfigError(
+            f"process_id={process_id} is outside 0..{num_processes - 1} "
+            f"(num_processes={num_processes})"
+        )
+
+
+def _start(
+    coordinator: str, num_processes: int | None, process_id: int | None, options: dict
+) -> None:
+    """Starts with everything given, past proxies: gRPC would send even localhost through one."""
+    host = urlsplit(f"//{coordinator}").hostname or coordinator
+    exempt = os.environ.get(GRPC_EXEMPT) or os.environ.get(PROXY_EXEMPT)
+    os.environ[GRPC_EXEMPT] = f"{exempt},{host}" if exempt else host
+    checks_proxy = jax.config.read("jax_check_proxy_envs")
+    jax.config.update("jax_check_proxy_envs", False)
+    try:
+        if (num_processes or 1) > 1:
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            cluster_detection_method="deactivate",
+            **options,
+        )
+    finally:
+        jax.config.update("jax_check_proxy_envs", checks_proxy)
+
+
+def _start_on_cluster(options: dict) -> bool:
+    """Lets JAX detect a cluster; False where there is none."""
+    previous = jax.config.read("jax_cpu_collectives_implementation")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(**options)
+    except ValueError as error:
+        if "coordinator_address should be defined" not in str(error):
+            raise
+        jax.config.update("jax_cpu_collectives_implementation", previous)
+        return False
+    return True
+
+
+def reached_preemption(step: int) -> bool:
+    """Whether all processes should save at `step` and leave, since one received SIGTERM.
+
+    True at the same step in every process. Must be called at every step, by every process.
+    False when the runtime was not started.
+    """
+    if not jax.distributed.is_initialized():
+        return False
+    return bool(multihost_utils.reached_preemption_sync_point(step))
