@@ -1,0 +1,106 @@
+"""What every noising process offers, and the two distributions that they are made of.
+
+A process runs from data at t=0 to its prior at t=1. Objectives, bounds and ancestral sampling know
+only this protocol. Times t and s <= t are scalars or [batch]; x0_hat is E[x0 | x_t], which for
+bits is a probability. NumPy float64 arrays in give NumPy float64 out, except where a key is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from diffusion_jax.diffusion.broadcasting import Real, namespace
+from diffusion_jax.diffusion.schedule_base import Values as Time
+
+
+@runtime_checkable
+class Distribution(Protocol):
+    """A distribution over arrays, independent between elements."""
+
+    @property
+    def mean(self) -> Real:
+        """Expectation, elementwise."""
+        ...
+
+    def sample(self, key: Array) -> Array:
+        """One draw of every element."""
+        ...
+
+    def transform(self, noise: Real) -> Real:
+        """The draw that `noise`, from the `noise` of the process, stands for."""
+        ...
+
+    def log_prob(self, x: Real) -> Real:
+        """Log-density or log-probability of each element, in nats."""
+        ...
+
+
+class Normal(NamedTuple):
+    """N(mean, std^2), elementwise; `std` broadcasts against `mean` and may be 0."""
+
+    mean: Real
+    std: Real
+
+    def sample(self, key: Array) -> Array:
+        mean = jnp.asarray(self.mean)
+        shape = jnp.broadcast_shapes(mean.shape, jnp.shape(self.std))
+        return mean + self.std * jax.random.normal(key, shape, mean.dtype)
+
+    def transform(self, noise: Real) -> Real:
+        return self.mean + self.std * noise
+
+    def log_prob(self, x: Real) -> Real:
+        xp = namespace(self.mean, self.std, x)
+        return -0.5 * ((x - self.mean) / self.std) ** 2 - xp.log(self.std * np.sqrt(2.0 * np.pi))
+
+
+class Bernoulli(NamedTuple):
+    """1 with probability `mean`, else 0, elementwise."""
+
+    mean: Real
+
+    def sample(self, key: Array) -> Array:
+        mean = jnp.asarray(self.mean)
+        return jnp.asarray(self.transform(jax.random.uniform(key, mean.shape, mean.dtype)))
+
+    def transform(self, noise: Real) -> Real:
+        xp = namespace(self.mean, noise)
+        return xp.asarray(noise < self.mean, xp.result_type(self.mean, xp.float32))
+
+    def log_prob(self, x: Real) -> Real:
+        xp = namespace(self.mean, x)
+        return xp.log(xp.where(x > 0.5, self.mean, 1.0 - self.mean))
+
+
+@runtime_checkable
+class Process(Protocol):
+    """A noising process. All results are elementwise; sums over elements are the caller's."""
+
+    def noise(self, key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        """Noise for `forward` and for `Distribution.transform`, of `shape`."""
+        ...
+
+    def forward(self, x0: Real, t: Time, noise: Real) -> Real:
+        """x_t drawn from q(x_t | x0) with the given noise."""
+        ...
+
+    def posterior(self, x_t: Real, x0_hat: Real, t: Time, s: Time) -> Distribution:
+        """The model p(x_s | x_t) that predicts x0_hat; q(x_s | x_t, x0) with x0_hat = x0."""
+        ...
+
+    def prior(self, shape: tuple[int, ...]) -> Distribution:
+        """Where sampling starts at t=1."""
+        ...
+
+    def kl(self, x0: Real, x_t: Real, x0_hat: Real, t: Time, s: Time) -> Real:
+        """KL(q(x_s | x_t, x0) || p(x_s | x_t)), nats per element; -log p(x0 | x_t) at s=0."""
+        ...
+
+    def prior_kl(self, x0: Real) -> Real:
+        """KL(q(x_1 | x0) || prior) in nats per element."""
+        ...
