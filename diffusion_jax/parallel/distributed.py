@@ -128,8 +128,6 @@ def _start(
     checks_proxy = jax.config.read("jax_check_proxy_envs")
     jax.config.update("jax_check_proxy_envs", False)
     try:
-        if (num_processes or 1) > 1:
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
             coordinator,
             num_processes,
@@ -143,14 +141,11 @@ def _start(
 
 def _start_on_cluster(options: dict) -> bool:
     """Lets JAX detect a cluster; False where there is none."""
-    previous = jax.config.read("jax_cpu_collectives_implementation")
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(**options)
     except ValueError as error:
         if "coordinator_address should be defined" not in str(error):
             raise
-        jax.config.update("jax_cpu_collectives_implementation", previous)
         return False
     return True
 
