@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from diffusion_jax.diffusion.broadcasting import Number
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.errors import ConfigError
 
@@ -99,17 +100,19 @@ def _is_last_one(betas: Betas) -> Any:
     return (np.arange(betas.size) == betas.size - 1) & (betas == 1.0)
 
 
-def linear_betas(num_steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Betas:
+def linear_betas(num_steps: int = 1000, start: Number = 1e-4, end: Number = 0.02) -> Betas:
     """Betas [T] linear from `start` to `end` (Ho et al. 2020, section 4)."""
     return np.linspace(start, end, _count(num_steps))
 
 
-def scaled_linear_betas(num_steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Betas:
+def scaled_linear_betas(
+    num_steps: int = 1000, start: Number = 0.00085, end: Number = 0.012
+) -> Betas:
     """Betas [T] with a linear square root (Rombach et al. 2022): Stable Diffusion's defaults."""
     return np.linspace(start**0.5, end**0.5, _count(num_steps)) ** 2
 
 
-def cosine_betas(num_steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Betas:
+def cosine_betas(num_steps: int = 1000, s: Number = 0.008, max_beta: Number = 0.999) -> Betas:
     """Betas [T] of the cosine schedule, none above `max_beta` (Nichol & Dhariwal 2021, eq. 17)."""
     times = np.arange(_count(num_steps) + 1) / num_steps
     alphabar = np.cos((times + s) / (1.0 + s) * 0.5 * np.pi) ** 2

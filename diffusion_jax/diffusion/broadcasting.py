@@ -16,6 +16,9 @@ from jaxtyping import Array, Float
 Real = Float[Array, "..."] | Float[np.ndarray, "..."] | float | int | np.floating
 """A scalar or array of real numbers from either library."""
 
+Number = float | int | np.floating
+"""A plain number, known before anything is traced."""
+
 
 def namespace(*values: Any) -> Any:
     """`jax.numpy` if any of `values` is a JAX array or tracer, else `numpy`."""

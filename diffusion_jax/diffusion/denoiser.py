@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.diffusion.broadcasting import Real, expand, namespace
+from diffusion_jax.diffusion.broadcasting import Number, Real, expand, namespace
 from diffusion_jax.diffusion.predictions import PREDICTIONS, preconditioning, to_x0_eps
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.errors import ConfigError, unknown_name
@@ -80,7 +80,7 @@ def as_denoiser(
     return Denoiser(step)
 
 
-def noise_input(kind: str, schedule: Schedule, t: Real) -> Float[Array, ...]:
+def noise_input(kind: str, schedule: Schedule, t: Real) -> Float[Array, "*b"]:
     """The number by which a network is told the noise level, float32 of the shape of t.
 
     Args:
@@ -113,7 +113,7 @@ def from_network(
     prediction: str,
     *,
     noise_input: str = "logsnr",
-    sigma_data: float = 0.5,
+    sigma_data: Number = 0.5,
     learned_variance: bool = False,
 ) -> Denoiser:
     """The denoiser of a trained network.

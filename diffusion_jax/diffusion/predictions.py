@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from jax.core import Tracer
 
-from diffusion_jax.diffusion.broadcasting import Real, expand, namespace
+from diffusion_jax.diffusion.broadcasting import Number, Real, expand, namespace
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.errors import ConfigError, unknown_name
 
@@ -47,7 +47,7 @@ class Preconditioning(NamedTuple):
     c_in: Any
 
 
-def preconditioning(alpha: Real, sigma: Real, sigma_data: float = 0.5) -> Preconditioning:
+def preconditioning(alpha: Real, sigma: Real, sigma_data: Number = 0.5) -> Preconditioning:
     """EDM preconditioning of x0 (Karras et al. 2022, table 1), for any alpha.
 
     Their x / alpha has noise sigma / alpha; with n^2 = sigma^2 + alpha^2 sigma_data^2 that is
@@ -68,7 +68,7 @@ def to_x0_eps(
     alpha: Real,
     sigma: Real,
     *,
-    sigma_data: float = 0.5,
+    sigma_data: Number = 0.5,
 ) -> tuple[Any, Any]:
     """The pair (x0, eps) that an output of the named kind means at the state x; (2) and (3).
 
@@ -108,7 +108,7 @@ def from_x0_eps(
     alpha: Real,
     sigma: Real,
     *,
-    sigma_data: float = 0.5,
+    sigma_data: Number = 0.5,
 ) -> Any:
     """The output of the named kind for this pair: the training target; (1).
 
@@ -162,5 +162,5 @@ def _noise(difference: Any, sigma: Any) -> Any:
     return xp.where(clean, 0.0, difference / xp.where(clean, 1.0, sigma))
 
 
-def _edm_norm(alpha: Any, sigma: Any, sigma_data: float) -> Any:
+def _edm_norm(alpha: Any, sigma: Any, sigma_data: Number) -> Any:
     return (sigma**2 + (alpha * sigma_data) ** 2) ** 0.5

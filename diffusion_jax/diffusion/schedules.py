@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array
 
 from diffusion_jax.diffusion.beta_tables import (
     Table,
@@ -25,6 +24,7 @@ from diffusion_jax.diffusion.beta_tables import (
     table,
     zero_terminal_snr,
 )
+from diffusion_jax.diffusion.broadcasting import Real
 from diffusion_jax.diffusion.schedule_base import Schedule, root, softplus
 from diffusion_jax.errors import ConfigError
 
@@ -271,7 +271,7 @@ def _ordered(low_name: str, low: Any, high_name: str, high: Any, strictly: bool)
         raise ConfigError(f"{high_name}={high!r} must be {relation} {low_name}={low!r}")
 
 
-def cosine(s: float | Array = 0.0) -> Schedule:
+def cosine(s: Real = 0.0) -> Schedule:
     """Cosine schedule (Nichol & Dhariwal 2021, eq. 17), continuous and without their clipping.
 
     alpha(t) = cos(b(t)) / cos(b(0)), b(t) = (pi / 2) (t + s) / (1 + s); alpha(1) = 0.
@@ -283,7 +283,7 @@ def cosine(s: float | Array = 0.0) -> Schedule:
     return Cosine() if not isinstance(s, jax.Array) and s == 0.0 else OffsetCosine(s)
 
 
-def linear_beta(beta_min: float | Array = 0.1, beta_max: float | Array = 20.0) -> LinearBeta:
+def linear_beta(beta_min: Real = 0.1, beta_max: Real = 20.0) -> LinearBeta:
     """Variance-preserving SDE with a linear rate (Song et al. 2021, eq. 32-33).
 
     log alpha(t) = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2. Rates are per unit of t.
@@ -294,7 +294,7 @@ def linear_beta(beta_min: float | Array = 0.1, beta_max: float | Array = 20.0) -
     return LinearBeta(beta_min, beta_max)
 
 
-def scaled_linear(beta_min: float | Array = 0.85, beta_max: float | Array = 12.0) -> ScaledLinear:
+def scaled_linear(beta_min: Real = 0.85, beta_max: Real = 12.0) -> ScaledLinear:
     """Rate with a linear square root (Rombach et al. 2022), the limit of many steps.
 
     beta(t) = (sqrt(beta_min) (1 - t) + sqrt(beta_max) t)^2, per unit of t. A Stable Diffusion
@@ -306,9 +306,7 @@ def scaled_linear(beta_min: float | Array = 0.85, beta_max: float | Array = 12.0
     return ScaledLinear(beta_min, beta_max)
 
 
-def edm(
-    sigma_min: float | Array = 0.002, sigma_max: float | Array = 80.0, rho: float | Array = 7.0
-) -> EDM:
+def edm(sigma_min: Real = 0.002, sigma_max: Real = 80.0, rho: Real = 7.0) -> EDM:
     """Variance-exploding schedule of EDM (Karras et al. 2022, eq. 5): alpha = 1.
 
     sigma(t)^(1/rho) is linear in t from sigma_min at t_min to sigma_max at 1, and goes on past 1.
@@ -322,7 +320,7 @@ def edm(
     return EDM(sigma_min, sigma_max, rho)
 
 
-def rectified_flow(shift: float | Array = 1.0) -> RectifiedFlow:
+def rectified_flow(shift: Real = 1.0) -> RectifiedFlow:
     """Straight paths (Liu et al. 2023; Lipman et al. 2023): alpha = 1 - t, sigma = t.
 
     Args:
@@ -331,9 +329,7 @@ def rectified_flow(shift: float | Array = 1.0) -> RectifiedFlow:
     return RectifiedFlow(_real("shift", shift, 0.0, "> 0 (1 for none, 3 for large images)"))
 
 
-def sigmoid(
-    start: float | Array = -3.0, end: float | Array = 3.0, tau: float | Array = 1.0
-) -> Sigmoid:
+def sigmoid(start: Real = -3.0, end: Real = 3.0, tau: Real = 1.0) -> Sigmoid:
     """Sigmoid schedule (Jabri et al. 2022; Chen 2023, algorithm 1), without their clipping.
 
     alpha(t)^2 = (f(1) - f(t)) / (f(1) - f(0)), f(t) = logistic((start + t (end - start)) / tau).
