@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion_jax.diffusion.broadcasting import Real
 from diffusion_jax.diffusion.processes.binomial import Binomial
-from diffusion_jax.diffusion.processes.protocol import Process
+from diffusion_jax.diffusion.processes.protocol import Elements, Process
 from diffusion_jax.diffusion.schedule_base import Values as Time
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.time_grids import check_times
@@ -41,7 +40,7 @@ class Bound(NamedTuple):
 
 
 def variational_term(
-    process: Process, x0: Real, x_t: Real, x0_hat: Real, t: Time, s: Time
+    process: Process, x0: Elements, x_t: Elements, x0_hat: Elements, t: Time, s: Time
 ) -> Float[Array | np.ndarray, " batch"]:
     """One step's term [batch], summed over the elements of an example; t and s scalars or [batch].
 
@@ -51,7 +50,7 @@ def variational_term(
     return _sum_elements(process.kl(x0, x_t, x0_hat, t, s))
 
 
-def prior_term(process: Process, x0: Real) -> Float[Array | np.ndarray, " batch"]:
+def prior_term(process: Process, x0: Elements) -> Float[Array | np.ndarray, " batch"]:
     """KL(q(x_1 | x0) || prior) [batch], summed over the elements of an example."""
     return _sum_elements(process.prior_kl(x0))
 

@@ -14,10 +14,11 @@ from jaxtyping import Float
 
 from diffusion_jax.diffusion.schedule_base import Schedule
 
+Number = float | int
 Times = Float[np.ndarray, " steps_plus_1"]
 
 
-def check_times(times: Sequence[float] | np.ndarray) -> np.ndarray:
+def check_times(times: Sequence[Number] | np.ndarray) -> np.ndarray:
     """`times` as float64, or ValueError unless they decrease strictly within [0, 1]."""
     grid = np.asarray(times, np.float64)
     if grid.ndim != 1 or len(grid) < 2:
@@ -42,13 +43,13 @@ def _check_steps(steps: int, most: int | None = None) -> None:
         raise ValueError(f"steps={steps}; expected {expected}")
 
 
-def uniform(steps: int, start: float = 1.0, end: float = 0.0) -> Times:
+def uniform(steps: int, start: Number = 1.0, end: Number = 0.0) -> Times:
     """Equal steps in t from `start` down to `end`."""
     _check_steps(steps)
     return check_times(np.linspace(start, end, steps + 1))
 
 
-def uniform_logsnr(schedule: Schedule, steps: int, t_start: float, t_end: float) -> Times:
+def uniform_logsnr(schedule: Schedule, steps: int, t_start: Number, t_end: Number) -> Times:
     """Equal steps in log(alpha^2/sigma^2), which must be finite at both ends.
 
     Raises ValueError where it is not, as at t=0, or at t=1 of a schedule with alpha(1)=0.
@@ -67,10 +68,10 @@ def uniform_logsnr(schedule: Schedule, steps: int, t_start: float, t_end: float)
 def karras(
     schedule: Schedule,
     steps: int,
-    sigma_min: float,
-    sigma_max: float,
+    sigma_min: Number,
+    sigma_max: Number,
     *,
-    rho: float = 7.0,
+    rho: Number = 7.0,
     final_zero: bool = True,
 ) -> Times:
     """Equal steps in sigma^(1/rho) (Karras et al. 2022, equation 5), then t=0 if `final_zero`.
@@ -89,8 +90,8 @@ def karras(
 def exponential(
     schedule: Schedule,
     steps: int,
-    sigma_min: float,
-    sigma_max: float,
+    sigma_min: Number,
+    sigma_max: Number,
     *,
     final_zero: bool = True,
 ) -> Times:
@@ -101,7 +102,7 @@ def exponential(
 
 
 def _reachable(
-    schedule: Schedule, steps: int, sigma_min: float, sigma_max: float
+    schedule: Schedule, steps: int, sigma_min: Number, sigma_max: Number
 ) -> tuple[float, float]:
     """The checked (sigma_min, sigma_max)."""
     _check_steps(steps)
@@ -113,7 +114,7 @@ def _reachable(
     top = float(np.exp(-0.5 * schedule.logsnr(np.float64(1.0))))
     if sigma_max > top * (1.0 + 1e-6):
         raise ValueError(
-            f"sigma_max={sigma_max} is noisier than this schedule at t=1; the most is {top}"
+            f"sigma_max={sigma_max} is noisier than this schedule at t=1; the most is {top:.6g}"
         )
     return sigma_min, min(sigma_max, top)
 
@@ -124,7 +125,7 @@ def _from_sigmas(schedule: Schedule, sigmas: np.ndarray, final_zero: bool) -> np
     return check_times(np.append(times, 0.0) if final_zero else times)
 
 
-def shifted(times: Sequence[float] | np.ndarray, shift: float) -> Times:
+def shifted(times: Sequence[Number] | np.ndarray, shift: Number) -> Times:
     """shift t / (1 + (shift - 1) t): the same steps spent at noisier times where shift > 1.
 
     Esser et al. 2024, equation 23: with rectified flow it multiplies sigma/alpha by `shift`.
@@ -135,7 +136,7 @@ def shifted(times: Sequence[float] | np.ndarray, shift: float) -> Times:
     return check_times(shift * grid / (1.0 + (shift - 1.0) * grid))
 
 
-def leading(table_size: int, steps: int, *, offset: int = 0, final: float = 0.0) -> Times:
+def leading(table_size: int, steps: int, *, offset: int = 0, final: Number = 0.0) -> Times:
     """Every (table_size // steps)-th entry of a beta table from entry `offset`, then `final`.
 
     Entry i of a table of T betas stands at t = (i + 1)/T. The spacing of the DDIM paper's code; it
@@ -146,7 +147,7 @@ def leading(table_size: int, steps: int, *, offset: int = 0, final: float = 0.0)
     return _from_entries(entries, table_size, final)
 
 
-def linspace(table_size: int, steps: int, *, drop_last: bool = False, final: float = 0.0) -> Times:
+def linspace(table_size: int, steps: int, *, drop_last: bool = False, final: Number = 0.0) -> Times:
     """Entries of a beta table spread evenly with both ends, rounded, then `final`.
 
     `drop_last` spreads steps + 1 entries and leaves entry 0 out, as DPM-Solver implementations do.
@@ -156,18 +157,18 @@ def linspace(table_size: int, steps: int, *, drop_last: bool = False, final: flo
     return _from_entries(entries[:steps], table_size, final)
 
 
-def trailing(table_size: int, steps: int, *, final: float = 0.0) -> Times:
+def trailing(table_size: int, steps: int, *, final: Number = 0.0) -> Times:
     """Entries of a beta table spread evenly from its noisiest, rounded, then `final`."""
     _check_steps(steps, table_size)
     entries = np.round(table_size - np.arange(steps) * (table_size / steps)) - 1.0
     return _from_entries(entries, table_size, final)
 
 
-def _from_entries(entries: np.ndarray, table_size: int, final: float) -> np.ndarray:
+def _from_entries(entries: np.ndarray, table_size: int, final: Number) -> np.ndarray:
     return check_times(np.append((entries + 1.0) / table_size, final))
 
 
-def given(times: Sequence[float] | np.ndarray) -> Times:
+def given(times: Sequence[Number] | np.ndarray) -> Times:
     """The caller's own times, checked: strictly decreasing within [0, 1]."""
     return check_times(times)
 

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from diffusion_jax.diffusion.broadcasting import Real, expand, namespace
-from diffusion_jax.diffusion.processes.protocol import Bernoulli, Time
+from diffusion_jax.diffusion.broadcasting import expand, namespace
+from diffusion_jax.diffusion.processes.protocol import Bernoulli, Elements, Time
 
 
 def linear_keep(t: Time) -> Time:
@@ -45,11 +45,11 @@ class Binomial:
         """Uniform in [0, 1); a bit is 1 where the noise is below its probability."""
         return jax.random.uniform(key, shape, dtype)
 
-    def forward(self, x0: Real, t: Time, noise: Real) -> Real:
+    def forward(self, x0: Elements, t: Time, noise: Elements) -> Elements:
         """Bits x_t in the floating type of x0."""
         return self.marginal(x0, t).transform(noise)
 
-    def posterior(self, x_t: Real, x0_hat: Real, t: Time, s: Time) -> Bernoulli:
+    def posterior(self, x_t: Elements, x0_hat: Elements, t: Time, s: Time) -> Bernoulli:
         """p(x_s | x_t), by Bayes' rule for either value of x0, mixed by x0_hat."""
         keep_t, keep_s = expand(self.keep(t), x_t), expand(self.keep(s), x_t)
         kept = keep_t / keep_s
@@ -61,7 +61,7 @@ class Binomial:
         """Fair coins."""
         return Bernoulli(jnp.full(shape, 0.5))
 
-    def kl(self, x0: Real, x_t: Real, x0_hat: Real, t: Time, s: Time) -> Real:
+    def kl(self, x0: Elements, x_t: Elements, x0_hat: Elements, t: Time, s: Time) -> Elements:
         """Nats per element. x0_hat is kept one rounding step off 0 and 1, so that a prediction
         which is certain and wrong costs a finite amount (16 nats in float32)."""
         xp = namespace(x0, x_t, x0_hat)
@@ -69,28 +69,28 @@ class Binomial:
         model = self.posterior(x_t, xp.clip(x0_hat, edge, 1.0 - edge), t, s)
         return _bernoulli_kl(xp, self.posterior(x_t, x0, t, s).mean, model.mean)
 
-    def prior_kl(self, x0: Real) -> Real:
+    def prior_kl(self, x0: Elements) -> Elements:
         """Nats per element: 0 where keep(1) = 0."""
         xp = namespace(x0)
         return _bernoulli_kl(xp, self.marginal(x0, 1.0).mean, xp.full_like(x0, 0.5))
 
-    def marginal(self, x0: Real, t: Time) -> Bernoulli:
+    def marginal(self, x0: Elements, t: Time) -> Bernoulli:
         """q(x_t | x0); x0 may also hold probabilities."""
         keep = expand(self.keep(t), x0)
         return Bernoulli(keep * x0 + 0.5 * (1.0 - keep))
 
 
-def _posterior_one(x_t: Real, prior_one: Real, kept: Real) -> Real:
+def _posterior_one(x_t: Elements, prior_one: Elements, kept: Elements) -> Elements:
     """p(x_s = 1 | x_t) where p(x_s = 1) = prior_one and the step keeps a bit with `kept`."""
     one = prior_one * (kept * x_t + 0.5 * (1.0 - kept))
     zero = (1.0 - prior_one) * (kept * (1.0 - x_t) + 0.5 * (1.0 - kept))
     return one / (one + zero)
 
 
-def _bernoulli_kl(xp: Any, q: Real, p: Real) -> Real:
+def _bernoulli_kl(xp: Any, q: Elements, p: Elements) -> Elements:
     return _weighted_log_ratio(xp, q, p) + _weighted_log_ratio(xp, 1.0 - q, 1.0 - p)
 
 
-def _weighted_log_ratio(xp: Any, q: Real, p: Real) -> Real:
+def _weighted_log_ratio(xp: Any, q: Elements, p: Elements) -> Elements:
     """q log(q/p), which is 0 at q = 0."""
     return q * xp.log(xp.where(q > 0.0, q, p) / p)

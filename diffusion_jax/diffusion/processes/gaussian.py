@@ -10,14 +10,14 @@ t and s (0 where alpha_t = 0 or sigma_s = 0), the posterior of Ho et al. 2020, e
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.diffusion.broadcasting import Real, expand, namespace
-from diffusion_jax.diffusion.processes.protocol import Normal, Time
+from diffusion_jax.diffusion.broadcasting import expand, namespace
+from diffusion_jax.diffusion.processes.protocol import Elements, Normal, Time
 from diffusion_jax.diffusion.schedule_base import Schedule
 
 
@@ -42,7 +42,7 @@ class Gaussian:
     """
 
     schedule: Schedule
-    variance: Literal["small", "large"] = "small"
+    variance: str = "small"
 
     def __post_init__(self) -> None:
         if self.variance not in ("small", "large"):
@@ -52,11 +52,11 @@ class Gaussian:
         """Standard normal."""
         return jax.random.normal(key, shape, dtype)
 
-    def forward(self, x0: Real, t: Time, noise: Real) -> Real:
+    def forward(self, x0: Elements, t: Time, noise: Elements) -> Elements:
         """alpha(t) x0 + sigma(t) noise."""
         return expand(self.schedule.alpha(t), x0) * x0 + expand(self.schedule.sigma(t), x0) * noise
 
-    def posterior(self, x_t: Real, x0_hat: Real, t: Time, s: Time) -> Normal:
+    def posterior(self, x_t: Elements, x0_hat: Elements, t: Time, s: Time) -> Normal:
         """p(x_s | x_t); no noise is added on a step to sigma_s = 0, whichever the variance."""
         step = self._step(x_t, t, s)
         xp = namespace(x_t, step.sigma_s)
@@ -69,7 +69,7 @@ class Gaussian:
         """N(0, alpha(1)^2 + sigma(1)^2) over float32 arrays of `shape`."""
         return Normal(jnp.zeros(shape), jnp.asarray(self._prior_std(), jnp.float32))
 
-    def kl(self, x0: Real, x_t: Real, x0_hat: Real, t: Time, s: Time) -> Real:
+    def kl(self, x0: Elements, x_t: Elements, x0_hat: Elements, t: Time, s: Time) -> Elements:
         """Nats per element. At sigma_s = 0 the posterior has no width left and the term is the
         reconstruction -log N(x0; x0_hat, sigma_t^2), a density, with either variance."""
         step = self._step(x_t, t, s)
@@ -85,7 +85,7 @@ class Gaussian:
         outer = -Normal(x0_hat, step.sigma_t).log_prob(x0)
         return xp.where(ended, outer, inner)
 
-    def prior_kl(self, x0: Real) -> Real:
+    def prior_kl(self, x0: Elements) -> Elements:
         """Nats per element: KL(N(alpha(1) x0, sigma(1)^2) || prior)."""
         prior_variance = self._prior_std() ** 2
         ratio = self.schedule.sigma(1.0) ** 2 / prior_variance
@@ -95,7 +95,7 @@ class Gaussian:
     def _prior_std(self) -> Any:
         return (self.schedule.alpha(1.0) ** 2 + self.schedule.sigma(1.0) ** 2) ** 0.5
 
-    def _step(self, x: Real, t: Time, s: Time) -> _Step:
+    def _step(self, x: Elements, t: Time, s: Time) -> _Step:
         alpha_t, sigma_t = self.schedule.alpha(t), self.schedule.sigma(t)
         alpha_s, sigma_s = self.schedule.alpha(s), self.schedule.sigma(s)
         decay = (alpha_t * sigma_s) / (alpha_s * sigma_t)

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from diffusion_jax.diffusion.broadcasting import Real, namespace
+from diffusion_jax.diffusion.broadcasting import namespace
 from diffusion_jax.diffusion.schedule_base import Values as Time
+
+Elements = Float[Array, "..."] | Float[np.ndarray, "..."]
 
 
 @runtime_checkable
@@ -23,7 +25,7 @@ class Distribution(Protocol):
     """A distribution over arrays, independent between elements."""
 
     @property
-    def mean(self) -> Real:
+    def mean(self) -> Elements:
         """Expectation, elementwise."""
         ...
 
@@ -31,11 +33,11 @@ class Distribution(Protocol):
         """One draw of every element."""
         ...
 
-    def transform(self, noise: Real) -> Real:
+    def transform(self, noise: Elements) -> Elements:
         """The draw that `noise`, from the `noise` of the process, stands for."""
         ...
 
-    def log_prob(self, x: Real) -> Real:
+    def log_prob(self, x: Elements) -> Elements:
         """Log-density or log-probability of each element, in nats."""
         ...
 
@@ -43,18 +45,18 @@ class Distribution(Protocol):
 class Normal(NamedTuple):
     """N(mean, std^2), elementwise; `std` broadcasts against `mean` and may be 0."""
 
-    mean: Real
-    std: Real
+    mean: Elements
+    std: Any
 
     def sample(self, key: Array) -> Array:
         mean = jnp.asarray(self.mean)
         shape = jnp.broadcast_shapes(mean.shape, jnp.shape(self.std))
         return mean + self.std * jax.random.normal(key, shape, mean.dtype)
 
-    def transform(self, noise: Real) -> Real:
+    def transform(self, noise: Elements) -> Elements:
         return self.mean + self.std * noise
 
-    def log_prob(self, x: Real) -> Real:
+    def log_prob(self, x: Elements) -> Elements:
         xp = namespace(self.mean, self.std, x)
         return -0.5 * ((x - self.mean) / self.std) ** 2 - xp.log(self.std * np.sqrt(2.0 * np.pi))
 
@@ -62,17 +64,17 @@ class Normal(NamedTuple):
 class Bernoulli(NamedTuple):
     """1 with probability `mean`, else 0, elementwise."""
 
-    mean: Real
+    mean: Elements
 
     def sample(self, key: Array) -> Array:
         mean = jnp.asarray(self.mean)
         return jnp.asarray(self.transform(jax.random.uniform(key, mean.shape, mean.dtype)))
 
-    def transform(self, noise: Real) -> Real:
+    def transform(self, noise: Elements) -> Elements:
         xp = namespace(self.mean, noise)
         return xp.asarray(noise < self.mean, xp.result_type(self.mean, xp.float32))
 
-    def log_prob(self, x: Real) -> Real:
+    def log_prob(self, x: Elements) -> Elements:
         xp = namespace(self.mean, x)
         return xp.log(xp.where(x > 0.5, self.mean, 1.0 - self.mean))
 
@@ -85,11 +87,11 @@ class Process(Protocol):
         """Noise for `forward` and for `Distribution.transform`, of `shape`."""
         ...
 
-    def forward(self, x0: Real, t: Time, noise: Real) -> Real:
+    def forward(self, x0: Elements, t: Time, noise: Elements) -> Elements:
         """x_t drawn from q(x_t | x0) with the given noise."""
         ...
 
-    def posterior(self, x_t: Real, x0_hat: Real, t: Time, s: Time) -> Distribution:
+    def posterior(self, x_t: Elements, x0_hat: Elements, t: Time, s: Time) -> Distribution:
         """The model p(x_s | x_t) that predicts x0_hat; q(x_s | x_t, x0) with x0_hat = x0."""
         ...
 
@@ -97,10 +99,10 @@ class Process(Protocol):
         """Where sampling starts at t=1."""
         ...
 
-    def kl(self, x0: Real, x_t: Real, x0_hat: Real, t: Time, s: Time) -> Real:
+    def kl(self, x0: Elements, x_t: Elements, x0_hat: Elements, t: Time, s: Time) -> Elements:
         """KL(q(x_s | x_t, x0) || p(x_s | x_t)), nats per element; -log p(x0 | x_t) at s=0."""
         ...
 
-    def prior_kl(self, x0: Real) -> Real:
+    def prior_kl(self, x0: Elements) -> Elements:
         """KL(q(x_1 | x0) || prior) in nats per element."""
         ...

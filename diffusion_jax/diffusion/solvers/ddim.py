@@ -21,7 +21,7 @@ def ddim(
     key: Array | None = None,
     noise: Noise | None = None,
     trajectory: bool = False,
-    eta: float = 0.0,
+    eta: float | int = 0.0,
 ) -> Result:
     """x_s = alpha_s x0 + sigma_s sqrt(1 - eta^2 (1 - e^-2h)) eps + eta sigma_s sqrt(1 - e^-2h) z.
 

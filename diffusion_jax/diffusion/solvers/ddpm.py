@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -24,7 +24,7 @@ def ddpm(
     key: Array | None = None,
     noise: Noise | None = None,
     trajectory: bool = False,
-    variance: Literal["small", "large", "learned"] = "small",
+    variance: str = "small",
 ) -> Result:
     """Draws x_s from the posterior q(x_s | x_t, x0) with the denoiser's x0 in place of x0.
 

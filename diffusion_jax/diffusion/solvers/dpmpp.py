@@ -10,7 +10,7 @@ h being the rise of log(alpha/sigma). Start-up rule: the first step, steps whose
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -66,7 +66,7 @@ def dpmpp_sde(
     key: Array | None = None,
     noise: Noise | None = None,
     trajectory: bool = False,
-    order: Literal[1, 2] = 2,
+    order: int = 2,
 ) -> Result:
     """SDE-DPM-Solver++, multistep of order 1 or 2 (Lu et al. 2022, "DPM-Solver++", section 4.3):
 
