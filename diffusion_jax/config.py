@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -358,3 +358,18 @@ _MINIMA = {
     "optimizer.learning_rate": 0,
     "optimizer.warmup_steps": 0,
 }
+
+
+def apply_variant(
+    config: ConfigDict, variant: str | None, known: Mapping[str, Callable[[ConfigDict], None]]
+) -> None:
+    """Applies the variant named after the colon in `--config=file.py:variant`.
+
+    Raises:
+        ConfigError: the config has no such variant.
+    """
+    if not variant:
+        return
+    if variant not in known:
+        raise ConfigError(unknown_name("config variant", variant, known))
+    known[variant](config)

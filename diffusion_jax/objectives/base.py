@@ -33,6 +33,7 @@ class Context(NamedTuple):
         frozen: trees that are never trained (teachers, encoders), arguments of the compiled step.
         stratum: [B] index of each example in the global batch, divided by the batch size; for
             low-discrepancy draws over the whole batch.
+        cells: the number of examples over which `stratum` is spread, the global batch size.
     """
 
     step: Any
@@ -40,6 +41,7 @@ class Context(NamedTuple):
     extra: PyTree
     frozen: Mapping[str, PyTree]
     stratum: Float[Array, " batch"]
+    cells: int
 
 
 class Aux(NamedTuple):

@@ -36,7 +36,7 @@ class Denoising:
         noise_input: what the network wants to know about the noise level.
         schedule: `diffusion.schedules.Schedule`.
         prediction: what the network puts out; "edm" for a preconditioned network.
-        sample_time: `(u [B], stratum [B]) -> t [B]`.
+        sample_time: `(u [B], stratum [B], cells) -> t [B]`, u uniform, the rest from `Context`.
         weight: `(alpha [B], sigma [B]) -> [B]`, factor on the error of the network's output.
         sigma_data: standard deviation of the data, for "edm".
         drop: conditioning name -> probability of replacing it by the network's null embedding.
@@ -46,7 +46,7 @@ class Denoising:
     noise_input: str
     schedule: Any
     prediction: str
-    sample_time: Callable[[Any, Any], Any]
+    sample_time: Callable[[Any, Any, int], Any]
     weight: Callable[[Any, Any], Any]
     sigma_data: float = 0.5
     drop: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -56,7 +56,8 @@ class Denoising:
     ) -> tuple[Float[Array, ""], Aux]:
         x0 = batch["x"]
         time_key, noise_key, drop_key, network_key = split_keys(key, 4)
-        t = self.sample_time(jax.vmap(jax.random.uniform)(time_key), context.stratum)
+        u = jax.vmap(jax.random.uniform)(time_key)
+        t = self.sample_time(u, context.stratum, context.cells)
         eps = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:], x0.dtype))(noise_key)
         conditioning = drop_conditioning(batch.get("conditioning", {}), self.drop, drop_key)
 
@@ -74,12 +75,13 @@ class Denoising:
         """[B] mean squared error of the network's own output against its target."""
         alpha, sigma = (_expand(f(t), x0) for f in (self.schedule.alpha, self.schedule.sigma))
         x_t = alpha * x0 + sigma * eps
+        target = predictions.from_x0_eps(
+            self.prediction, x0, eps, alpha, sigma, sigma_data=self.sigma_data
+        )
         if self.prediction == "edm":
-            scale = predictions.preconditioning(alpha, sigma, self.sigma_data)
-            inputs, target = scale.c_in * x_t, (x0 - scale.c_skip * x_t) / scale.c_out
+            inputs = predictions.preconditioning(alpha, sigma, self.sigma_data).c_in * x_t
         else:
             inputs = x_t
-            target = predictions.from_x0_eps(self.prediction, x0, eps, alpha, sigma)
         noise = denoiser.noise_input(self.noise_input, self.schedule, t)
         output = self.apply(params, inputs, noise, conditioning, key=key)
         return jnp.mean(jnp.square(output - target), axis=tuple(range(1, x0.ndim)))

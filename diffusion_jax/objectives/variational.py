@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from diffusion_jax.diffusion import likelihood
 from diffusion_jax.diffusion.time_sampling import stratified
 from diffusion_jax.objectives.base import Aux, Batch, Context, masked_mean
 from diffusion_jax.objectives.denoising import drop_conditioning, split_keys
@@ -48,24 +48,17 @@ class Variational:
     ) -> tuple[Float[Array, ""], Aux]:
         x0 = batch["x"]
         time_key, noise_key, drop_key, network_key = split_keys(key, 4)
-        t, s = self._step(time_key, context.stratum)
+        u = stratified(jax.vmap(jax.random.uniform)(time_key), context.stratum, context.cells)
+        t, s = likelihood.random_step(self.times, u)
         noise = jax.vmap(lambda k: self.process.noise(k, x0.shape[1:]))(noise_key)
         conditioning = drop_conditioning(batch.get("conditioning", {}), self.drop, drop_key)
         x_t = self.process.forward(x0, t, noise)
         x0_hat = self.estimate(params, x_t, t, conditioning, network_key)
 
         steps = len(self.times) - 1
-        terms = steps * self.process.kl(x0, x_t, x0_hat, t, s) + self.process.prior_kl(x0)
-        bits = jnp.sum(terms.reshape(len(x0), -1), axis=-1) / math.log(2.0)
+        term = likelihood.variational_term(self.process, x0, x_t, x0_hat, t, s)
+        bits = (steps * term + likelihood.prior_term(self.process, x0)) / math.log(2.0)
         dimensions = math.prod(x0.shape[1:])
         loss, total, count = masked_mean(bits / dimensions, batch.get("mask"))
         metrics = {"loss": (total, count), "bits_per_example": (total * dimensions, count)}
         return loss, Aux(metrics, context.extra, bits)
-
-    def _step(self, key: Key[Array, " b"], stratum: Any) -> tuple[Any, Any]:
-        """[B] times t and s of a uniformly drawn step of the grid."""
-        u = stratified(jax.vmap(jax.random.uniform)(key), stratum, stratum.shape[0])
-        steps = len(self.times) - 1
-        index = jnp.clip(jnp.floor(u * steps).astype(jnp.int32), 0, steps - 1)
-        times = jnp.asarray(self.times, jnp.float32)
-        return times[index], times[index + 1]

@@ -7,9 +7,10 @@ nothing beyond rounding.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,8 +24,8 @@ from diffusion_jax.diffusion import guidance as guide
 from diffusion_jax.diffusion import solvers, thresholding
 from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.parallel.arrays import to_host
-from diffusion_jax.parallel.mesh import batch_sharding, data_parallelism
+from diffusion_jax.parallel.arrays import gather
+from diffusion_jax.parallel.mesh import batch_sharding, batch_shards
 from diffusion_jax.pipelines.samples import Samples
 from diffusion_jax.visual.pixels import to_uint8
 
@@ -117,7 +118,7 @@ class PixelPipeline:
         given = {"guidance": guidance, "solver": solver, "steps": steps, "batch_size": batch_size}
         given = {name: value for name, value in given.items() if value is not None}
         options = dataclasses.replace(self.defaults, **given)
-        self._check(num, options, guidance)
+        self.check(num, options, guidance)
         all_labels = self._labels(num, labels)
         size = self._batch_shape(num, options.batch_size)
         compiled = self._compiled(_Static.of(options), trajectory)
@@ -130,7 +131,7 @@ class PixelPipeline:
                 states = compiled(
                     self.params, jnp.uint32(seed), *inputs, jnp.float32(options.guidance)
                 )
-            parts.append(to_host(states)[:, : num - start])
+            parts.append(gather(states)[:, : num - start])
             if progress is not None:
                 progress(min(start + size, num))
         states = self._finish(np.concatenate(parts, axis=1))
@@ -138,7 +139,14 @@ class PixelPipeline:
             x=states[-1], label=all_labels, trajectory=states if trajectory else None
         )
 
-    def _check(self, num: int, options: SamplingOptions, guidance: float | None) -> None:
+    def check(
+        self,
+        num: int = 1,
+        options: SamplingOptions | None = None,
+        guidance: float | None = None,
+    ) -> None:
+        """Raises ConfigError where these options (default: the pipeline's own) cannot work."""
+        options = options or self.defaults
         for name, value in (
             ("num", num),
             ("steps", options.steps),
@@ -154,6 +162,8 @@ class PixelPipeline:
             )
         if options.solver != "ancestral":
             _solver(options.solver)
+        with _one_line("steps"):
+            self.times(options.steps)
 
     def _labels(self, num: int, labels: Any) -> np.ndarray | None:
         if not self.conditional:
@@ -172,7 +182,7 @@ class PixelPipeline:
 
     def _batch_shape(self, num: int, batch_size: int) -> int:
         """The batch size, no larger than needed, rounded up to fill the devices."""
-        devices = data_parallelism(self.mesh)
+        devices = batch_shards(self.mesh)
         return -(-min(num, batch_size) // devices) * devices
 
     def _place(self, tree: PyTree) -> PyTree:
@@ -270,7 +280,15 @@ class _Static:
 
 
 def _solver(name: str) -> Callable[..., Any]:
-    try:
+    with _one_line("solver"):
         return solvers.get(name)
+
+
+@contextlib.contextmanager
+def _one_line(field: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(f"{field}: {error}") from None

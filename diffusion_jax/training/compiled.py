@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from diffusion_jax.parallel.mesh import batch_sharding, replicated
-from diffusion_jax.parallel.sharding import shardings_for
+from diffusion_jax.parallel.sharding import shardings_for, with_shardings
 from diffusion_jax.training.metrics import metric_names, pack
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.step import Trainer
@@ -37,10 +37,7 @@ class CompiledTrainer:
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; all that compiling and restoring need."""
         shapes = jax.eval_shape(self.trainer.init)
-        shardings = shardings_for(shapes, self.mesh, min_size=self.min_size)
-        return jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings
-        )
+        return with_shardings(shapes, shardings_for(shapes, self.mesh, min_size=self.min_size))
 
     @property
     def state_shardings(self) -> PyTree:

@@ -100,7 +100,8 @@ class Trainer:
         updates, optimizer = self.transformation.update(
             grads, state.opt_state["optimizer"], state.params
         )
-        context = Context(state.step, state.ema, aux.extra, frozen, strata(batch_size))
+        stratum = strata(batch_size)
+        context = Context(state.step, state.ema, aux.extra, frozen, stratum, batch_size)
         params = self.objective.post_update(optax.apply_updates(state.params, updates), context)
         averages = ema.update(
             state.ema, params, self._updates(state), self.ema_decays, warmup=self.ema_warmup
@@ -131,12 +132,13 @@ class Trainer:
         batch: Batch,
         keys: Key[Array, " batch"],
         stratum: Float[Array, " batch"],
+        cells: int,
     ) -> Mapping[str, tuple[Any, Any]]:
         """The objective's metrics on a batch with given keys; nothing is updated.
 
         `batch["mask"]` [B], if present, marks padding with False.
         """
-        context = Context(state.step, state.ema, state.extra, frozen, stratum)
+        context = Context(state.step, state.ema, state.extra, frozen, stratum, cells)
         _, aux = self.objective(params, batch, keys, context)
         return aux.metrics
 
@@ -152,7 +154,7 @@ class Trainer:
         count = self.accumulation
         stratum = strata(keys.shape[0])
         if count == 1:
-            context = Context(state.step, state.ema, state.extra, frozen, stratum)
+            context = Context(state.step, state.ema, state.extra, frozen, stratum, len(keys))
             (loss, aux), grads = value_and_grad(state.params, batch, keys, context)
             return loss, grads, aux
 
@@ -165,7 +167,7 @@ class Trainer:
         def body(carry: Any, part: Any) -> tuple[Any, Any]:
             extra, grads = carry
             part_batch, part_keys, part_stratum = part
-            context = Context(state.step, state.ema, extra, frozen, part_stratum)
+            context = Context(state.step, state.ema, extra, frozen, part_stratum, len(keys))
             (loss, aux), part_grads = value_and_grad(state.params, part_batch, part_keys, context)
             grads = jax.tree.map(lambda g, p: g + p / count, grads, part_grads)
             return (aux.extra, grads), (loss, aux.metrics, aux.example_loss)

@@ -26,7 +26,7 @@ class Validator:
     Attributes:
         trainer: for the objective and the key of the validation stream.
         batches: callable that yields device batches of one shape, padded with `mask`.
-        count: examples in all batches, padding included.
+        count: held-out examples in all of them.
         mesh: the mesh on which the batches lie.
     """
 
@@ -69,7 +69,7 @@ class Validator:
         # The golden-ratio sequence is low-discrepancy for every number of examples and, unlike
         # index / count, does not tie an example's place in the set to its noise level.
         stratum = jnp.mod(index.astype(jnp.float32) * 0.6180339887, 1.0)
-        return self.trainer.evaluate(params, state, frozen, batch, keys, stratum)
+        return self.trainer.evaluate(params, state, frozen, batch, keys, stratum, self.count)
 
 
 def _add(totals: dict[str, Any], pairs: Mapping[str, tuple[Any, Any]]) -> None:

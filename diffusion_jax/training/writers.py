@@ -133,6 +133,8 @@ class TensorBoardWriter(Writer):
 def _summary_writer(workdir: str) -> Any:
     """clu's SummaryWriter, or None without TensorFlow."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # TensorFlow only writes files here; its notice about oneDNN cannot be silenced otherwise.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         import tensorflow as tf
         from clu.metric_writers.summary_writer import SummaryWriter

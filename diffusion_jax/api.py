@@ -1,0 +1,309 @@
+"""The door for Python: `train(config, workdir)` and `load(workdir).sample(16)`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion_jax import builders, data, workdir
+from diffusion_jax import config as configs
+from diffusion_jax.checkpoints import Checkpointer
+from diffusion_jax.parallel.arrays import global_batch
+from diffusion_jax.parallel.cache import enable_compilation_cache
+from diffusion_jax.parallel.distributed import reached_preemption
+from diffusion_jax.parallel.flops import count_flops, peak_flops
+from diffusion_jax.parallel.mesh import check_batch_size, process_part
+from diffusion_jax.pipelines.pixel import PixelPipeline
+from diffusion_jax.pipelines.previews import Previews
+from diffusion_jax.training import writers
+from diffusion_jax.training.compiled import CompiledTrainer
+from diffusion_jax.training.loop import Hook, Loop, LoopOptions
+from diffusion_jax.training.progress import Progress
+from diffusion_jax.training.state import TrainState, position
+from diffusion_jax.training.validation import Validator
+
+PyTree = Any
+DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "diffusion_jax" / "xla"
+
+
+def train(config: ConfigDict, path: str | Path) -> TrainState:
+    """Starts, resumes or extends the run of a workdir; returns when `config.steps` are done.
+
+    Args:
+        config: a config made from `diffusion_jax.config.base()`.
+        path: the workdir. One that holds checkpoints of this config is resumed.
+
+    Raises:
+        ConfigError: the config, the workdir or a checkpoint cannot work as given.
+        DataError: the data are missing or unreadable.
+        Preempted: SIGTERM was received and the state is saved.
+        Aborted: too many non-finite steps in a row.
+    """
+    return Run.build(config, path).train()
+
+
+@dataclasses.dataclass(kw_only=True)
+class Run:
+    """A run put together but not started: the one place where all rooms meet.
+
+    Attributes:
+        config: the whole config.
+        path: the workdir.
+        model: network, process and prediction.
+        train_data, validation_data: sources of the two splits.
+        compiled: the training step on its mesh.
+        checkpoints: of this workdir.
+    """
+
+    config: ConfigDict
+    path: Path
+    model: builders.Model
+    train_data: data.Source
+    validation_data: data.Source
+    compiled: CompiledTrainer
+    checkpoints: Checkpointer
+
+    @classmethod
+    def build(cls, config: ConfigDict, path: str | Path) -> Run:
+        """Builds and checks everything that needs no compilation."""
+        configs.validate(config)
+        folder = workdir.prepare(path, config)
+        mesh = builders.mesh(config)
+        check_batch_size(config.batch_size, config.accumulation, mesh, process_part(mesh)[1])
+        train_data = builders.source(config, "train")
+        model = builders.model(config, train_data.spec)
+        builders.pipeline(config, model, {}, mesh).check()
+        compiled = CompiledTrainer(
+            builders.trainer(config, model), mesh, config.mesh.fsdp_min_size
+        )
+        checkpoints = Checkpointer(
+            folder / workdir.CHECKPOINTS,
+            keep_last=config.checkpoint.keep_last,
+            keep_every=config.checkpoint.keep_every,
+        )
+        return cls(
+            config=config,
+            path=folder,
+            model=model,
+            train_data=train_data,
+            validation_data=builders.source(config, "validation"),
+            compiled=compiled,
+            checkpoints=checkpoints,
+        )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes."""
+        return jax.process_index() == 0
+
+    def train(self) -> TrainState:
+        """See `diffusion_jax.train`."""
+        enable_compilation_cache(_cache_folder(self.config))
+        state = self._first_state()
+        start = int(state.step)
+        if start >= self.config.steps:
+            self._finish(f"step {start} of config.steps={self.config.steps} is reached already")
+            return state
+        if self.is_main:
+            workdir.write_config(self.path, self.config)
+        writer = writers.create(
+            self.path,
+            start_step=start,
+            tensorboard=self.config.logging.tensorboard,
+            process_index=jax.process_index(),
+        )
+        progress = Progress(self.config.steps, start, enabled=self.is_main)
+        batches = self._batches(position(state.examples))
+        try:
+            writer.hparams(dict(configs.flatten(self.config)))
+            state = self._loop(batches, writer, progress).run(state)
+            self.checkpoints.wait()
+        finally:
+            batches.close()
+            progress.close()
+            writer.close()
+            self.checkpoints.close()
+        self._finish(f"{self.config.steps} steps done")
+        return state
+
+    def _first_state(self) -> TrainState:
+        """The newest checkpoint of the workdir, or a fresh state where there is none."""
+        if self.checkpoints.latest_step() is None:
+            return self.compiled.init()
+        state, metadata = self.checkpoints.restore(self.compiled.abstract_state)
+        if self.is_main:
+            print(f"resumed from step {metadata['step']} of {self.path}", flush=True)
+        return state
+
+    def _loader(self) -> data.Loader:
+        index, count = process_part(self.compiled.mesh)
+        return data.Loader(
+            source=self.train_data,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            process_index=index,
+            process_count=count,
+        )
+
+    def _batches(self, start: int) -> data.Prefetcher:
+        return data.Prefetcher(
+            self._loader().batch,
+            start,
+            self.config.batch_size,
+            depth=self.config.data.prefetch,
+            transfer=functools.partial(global_batch, mesh=self.compiled.mesh),
+        )
+
+    def _loop(self, batches: data.Prefetcher, writer: writers.Writer, progress: Progress) -> Loop:
+        frozen: dict[str, PyTree] = {}
+        local = self._loader().batch(0)
+        batch = self.compiled.abstract_batch(
+            {k: v for k, v in local.items() if k != "id"}, self.config.batch_size
+        )
+        began = time.perf_counter()
+        step = self.compiled.lower(batch, frozen).compile()
+        progress.note(f"train step compiled in {time.perf_counter() - began:.1f} s")
+        return Loop(
+            options=self._loop_options(batch),
+            step=step,
+            frozen=frozen,
+            batches=batches,
+            ids=self._loader().ids,
+            metric_names=self.compiled.metric_names(batch, frozen),
+            save=self._save,
+            should_stop=reached_preemption,
+            hooks=self._hooks(writer),
+            writer=writer,
+            progress=progress,
+            workdir=str(self.path),
+        )
+
+    def _loop_options(self, batch: PyTree) -> LoopOptions:
+        """Three forward passes a step: the backward pass costs two (recomputation not counted)."""
+        trainer, mesh = self.compiled.trainer, self.compiled.mesh
+        state = self.compiled.abstract_state
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.config.batch_size))
+        stratum = jax.ShapeDtypeStruct((self.config.batch_size,), "float32")
+        evaluate = functools.partial(trainer.evaluate, cells=self.config.batch_size)
+        forward = count_flops(evaluate, state.params, state, {}, batch, keys, stratum)
+        peak = peak_flops(mesh.devices.flat[0].device_kind)
+        return LoopOptions(
+            steps=self.config.steps,
+            batch_size=self.config.batch_size,
+            log_every=self.config.logging.every,
+            guard_limit=self.config.guard.limit,
+            profile_at=self.config.logging.profile_at,
+            profile_steps=self.config.logging.profile_steps,
+            flops_per_step=3.0 * forward,
+            peak_flops=peak * mesh.size if peak else None,
+        )
+
+    def _save(self, state: TrainState, step: int, force: bool) -> None:
+        if force or step % self.config.checkpoint.every == 0:
+            metadata = {"step": step, "examples": position(state.examples)}
+            self.checkpoints.save(step, state, metadata)
+
+    def _hooks(self, writer: writers.Writer) -> list[Hook]:
+        config, hooks = self.config, []
+        if config.validation.examples:
+            validator = self._validator()
+            hooks.append(
+                Hook(
+                    name="validation",
+                    every=config.validation.every,
+                    run=lambda state, step: validator(state, {}),
+                )
+            )
+        previews = Previews(
+            num=config.sampling.num,
+            seed=config.sampling.seed,
+            folder=self.path / workdir.SAMPLES,
+            trajectory=self.path / workdir.TRAJECTORY,
+            last_step=config.steps,
+            write=self.is_main,
+            show=writer.image,
+        )
+
+        def sample(state: TrainState, step: int) -> Mapping[str, float]:
+            params = _weights(state, config.sampling.ema)
+            pipeline = builders.pipeline(config, self.model, params, self.compiled.mesh)
+            return previews(pipeline, step)
+
+        hooks.append(Hook(name="samples", every=config.sampling.every, run=sample))
+        return hooks
+
+    def _validator(self) -> Validator:
+        config, mesh = self.config, self.compiled.mesh
+        index, count = process_part(mesh)
+        size = config.validation.batch_size or config.batch_size
+        examples = min(config.validation.examples, len(self.validation_data))
+        check_batch_size(size, 1, mesh, count)
+
+        def batches() -> list[Any]:
+            local = data.sequential_batches(
+                self.validation_data,
+                size,
+                examples,
+                process_index=index,
+                process_count=count,
+            )
+            return [global_batch(batch, mesh) for batch in local]
+
+        return Validator(
+            trainer=self.compiled.trainer, batches=batches, count=examples, mesh=mesh
+        )
+
+    def _finish(self, what: str) -> None:
+        if not self.is_main:
+            return
+        path = self.path
+        print(
+            f"{what}.\n"
+            f"  samples      {path / workdir.SAMPLES}, {path / workdir.TRAJECTORY}\n"
+            f"  checkpoints  {path / workdir.CHECKPOINTS}\n"
+            f"  metrics      {path / writers.METRICS_FILE}\n"
+            f"Next:\n"
+            f"  python -m diffusion_jax.sample --workdir={path} --num=64 --out={path}/more\n"
+            f"  tensorboard --logdir={path}",
+            flush=True,
+        )
+
+
+def _weights(state: TrainState, name: str) -> PyTree:
+    """The average called `name`, or the raw parameters for ""."""
+    return state.ema[name] if name else state.params
+
+
+def load(path: str | Path) -> PixelPipeline:
+    """The sampler of a trained workdir, with the averaged weights its config names.
+
+    Raises:
+        ConfigError: no workdir there, or nothing to restore in it.
+    """
+    config = workdir.read_config(path)
+    enable_compilation_cache(_cache_folder(config))
+    built = builders.model(config, builders.source(config, "train").spec)
+    on = builders.mesh(config)
+    compiled = CompiledTrainer(builders.trainer(config, built), on, config.mesh.fsdp_min_size)
+    checkpoints = Checkpointer(Path(path) / workdir.CHECKPOINTS, read_only=True)
+    name = config.sampling.ema
+    weights = {"ema": {name: compiled.abstract_state.ema[name]}} if name else {
+        "params": compiled.abstract_state.params
+    }
+    restored = checkpoints.restore_subtree(weights)
+    params = restored["ema"][name] if name else restored["params"]
+    checkpoints.close()
+    return builders.pipeline(config, built, params, on)
+
+
+def _cache_folder(config: ConfigDict) -> str:
+    chosen = config.compilation_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    return os.path.expanduser(chosen or DEFAULT_CACHE)

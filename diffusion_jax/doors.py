@@ -1,0 +1,105 @@
+"""What all doors do: read flags, start the distributed runtime, end with an exit code.
+
+A mistake of the user ends in one line on stderr and the code that launch scripts rely on; only a
+fault of ours shows a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from diffusion_jax.errors import ConfigError, DiffusionJaxError, nearest
+
+
+def enter(
+    run: Callable[[], None],
+    *,
+    required: Sequence[str],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Parses the flags, runs, and exits with the code of the outcome.
+
+    Args:
+        run: the work; reads its flags from where it defined them.
+        required: flags that must be given.
+        argv: command line; the process's own by default.
+    """
+    try:
+        parse(sys.argv if argv is None else argv, required)
+        _quiet()
+        from diffusion_jax.parallel import distributed
+
+        distributed.initialize()
+        run()
+    except DiffusionJaxError as error:
+        leave(error)
+    sys.exit(0)
+
+
+def leave(error: DiffusionJaxError) -> None:
+    """Prints the one line of an error and exits with its code."""
+    message = " ".join(str(error).split())
+    print(f"{type(error).__name__}: {message}", file=sys.stderr, flush=True)
+    sys.exit(error.exit_code)
+
+
+def parse(argv: Sequence[str], required: Sequence[str]) -> None:
+    """Parses absl flags.
+
+    Raises:
+        ConfigError: an unknown flag or config field, a wrong type, a missing flag or file.
+    """
+    try:
+        rest = flags.FLAGS(list(argv))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise ConfigError(_explain(error)) from error
+    if len(rest) > 1:
+        raise ConfigError(f"argument {rest[1]!r} is no flag; flags look like --name=value")
+    for name in required:
+        if not flags.FLAGS[name].value:
+            raise ConfigError(f"--{name} is missing")
+
+
+def _explain(error: BaseException) -> str:
+    """One line for what absl and ml_collections report in many shapes."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        close = nearest(error.flagname, list(flags.FLAGS))
+        hint = f"; did you mean --{close}?" if close else ""
+        return f"--{error.flagname} is no flag{hint}"
+    text = re.sub(r"\s+", " ", str(error)).strip().strip("'\"")
+    return text or type(error).__name__
+
+
+def _quiet() -> None:
+    """Keeps the libraries' own chatter off the terminal; our lines and warnings stay."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    import logging
+
+    for name in ("absl", "orbax", "jax._src.xla_bridge"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def integers(flag: str, text: str) -> list[int] | None:
+    """A comma-separated list of integers; None for an empty one.
+
+    Raises:
+        ConfigError: something else stands there.
+    """
+    try:
+        return [int(part) for part in text.split(",")] if text else None
+    except ValueError:
+        raise ConfigError(f"--{flag}={text!r}: expected integers, such as 3,7") from None
+
+
+def note(message: str) -> None:
+    """One line on the terminal, from process 0."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(message, flush=True)

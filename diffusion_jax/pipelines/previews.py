@@ -1,0 +1,52 @@
+"""Pictures of a run in progress: a grid at intervals, a trajectory at the end, always one seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_jax.pipelines.pixel import PixelPipeline
+from diffusion_jax.visual import picture, save_png, trajectory_gif
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Previews:
+    """Draws the same samples from the weights of the moment.
+
+    Attributes:
+        num: samples in the grid.
+        seed: of the samples; fixed, so that grids of different steps compare.
+        folder: where `<step>.png` goes.
+        trajectory: file of the GIF, written after the last step.
+        last_step: number of the last step.
+        write: whether this process writes.
+        show: `(step, name, image)`, for TensorBoard.
+    """
+
+    num: int
+    seed: int
+    folder: Path
+    trajectory: Path
+    last_step: int
+    write: bool
+    show: Callable[[int, str, np.ndarray], None]
+
+    def __call__(self, pipeline: PixelPipeline, step: int) -> Mapping[str, float]:
+        """Samples on all processes; process 0 draws."""
+        last = step == self.last_step
+        samples = pipeline.sample(self.num, seed=self.seed, trajectory=last)
+        if not self.write:
+            return {}
+        image = picture(samples.x, pipeline.spec.kind, pipeline.spec.range)
+        save_png(self.folder / f"{step:08d}.png", image)
+        self.show(step, "samples", image)
+        if samples.trajectory is not None:
+            frames = [
+                picture(states, pipeline.spec.kind, pipeline.spec.range)
+                for states in samples.trajectory
+            ]
+            trajectory_gif(self.trajectory, frames)
+        return {}

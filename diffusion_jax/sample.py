@@ -1,0 +1,48 @@
+"""Samples: `python -m diffusion_jax.sample --workdir=runs/digits --num=64 --out=digits`.
+
+Writes `samples.npz`, one PNG a sample for images, `grid.png` and, with --trajectory, a GIF.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from diffusion_jax import doors
+
+WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a trained run.")
+OUT = flags.DEFINE_string("out", "", "Folder to write to.")
+NUM = flags.DEFINE_integer("num", 64, "Number of samples.")
+LABELS = flags.DEFINE_string("labels", "", "Classes, such as 3,7; cycled up to --num.")
+GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight; 1 is the conditional model.")
+SOLVER = flags.DEFINE_string("solver", None, "Solver, such as ddim or dpmpp_2m.")
+STEPS = flags.DEFINE_integer("steps", None, "Steps of the solver.")
+SEED = flags.DEFINE_integer("seed", 0, "Same seed, same samples.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Samples a compiled batch.")
+TRAJECTORY = flags.DEFINE_bool("trajectory", False, "Also write every state on the way.")
+
+
+def run() -> None:
+    """Samples with the parsed flags."""
+    from diffusion_jax import api
+    from diffusion_jax.pipelines import output
+
+    folder = output.prepare(OUT.value)
+    labels = doors.integers("labels", LABELS.value)
+    pipeline = api.load(WORKDIR.value)
+    samples = pipeline.sample(
+        NUM.value,
+        labels=labels,
+        seed=SEED.value,
+        guidance=GUIDANCE.value,
+        solver=SOLVER.value,
+        steps=STEPS.value,
+        batch_size=BATCH_SIZE.value,
+        trajectory=TRAJECTORY.value,
+        progress=lambda done: doors.note(f"{done}/{NUM.value} samples"),
+    )
+    output.write(folder, samples, pipeline.spec)
+    doors.note(f"samples are in {folder}")
+
+
+if __name__ == "__main__":
+    doors.enter(run, required=("workdir", "out"))
