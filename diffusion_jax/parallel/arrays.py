@@ -38,7 +38,7 @@ def global_batch(local: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
 
     def put(path: tuple[Any, ...], value: Any) -> jax.Array:
         value, name = np.asarray(value), path_name(path)
-        if value.dtype.itemsize == 8 and not jax.config.jax_enable_x64:
+        if jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
             raise ValueError(f"batch {name} has dtype {value.dtype}; expected at most 32 bits")
         if value.ndim == 0 or value.shape[0] % share:
             raise ValueError(

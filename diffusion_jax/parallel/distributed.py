@@ -31,6 +31,7 @@ def initialize(
     process_id: int | None = None,
     *,
     cpu_devices: int | None = None,
+    agree_on_sigterm: bool = True,
     heartbeat_timeout: int = 100,
     initialization_timeout: int = 300,
 ) -> None:
@@ -46,6 +47,8 @@ def initialize(
       num_processes: number of processes.
       process_id: 0 <= process_id < num_processes.
       cpu_devices: number of virtual devices of the CPU platform in this process.
+      agree_on_sigterm: whether SIGTERM, instead of ending this process, makes `reached_preemption`
+        true at a common step. False for programs that do not ask at every step.
       heartbeat_timeout: seconds without a sign of life after which a process counts as dead.
       initialization_timeout: seconds to wait for the other processes.
 
@@ -66,7 +69,9 @@ def initialize(
     try:
         if cpu_devices is not None:
             jax.config.update("jax_num_cpu_devices", cpu_devices)
+        jax.config.update("jax_enable_preemption_service", agree_on_sigterm)
         if coordinator is not None:
+            _check_port_free(coordinator, process_id)
             _start(coordinator, num_processes, process_id, timeouts)
         elif not _start_on_cluster(timeouts):
             with socket.socket() as probe:
@@ -118,6 +123,21 @@ def _check_address(
         )
 
 
+def _check_port_free(coordinator: str, process_id: int | None) -> None:
+    """A coordinator port in use would end process 0 with a segmentation fault."""
+    if process_id != 0:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(coordinator.rpartition(":")[2])))
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"coordinator={coordinator!r}: its port cannot be used: {error}; expected a free "
+                f"port on the host of process 0"
+            ) from error
+
+
 def _start(
     coordinator: str, num_processes: int | None, process_id: int | None, options: dict
 ) -> None:
@@ -154,8 +174,10 @@ def reached_preemption(step: int) -> bool:
     """Whether all processes should save at `step` and leave, since one received SIGTERM.
 
     True at the same step in every process. Must be called at every step, by every process.
-    False when the runtime was not started.
+    False when the runtime was not started, or started without `agree_on_sigterm`.
     """
     if not jax.distributed.is_initialized():
+        return False
+    if not jax.config.jax_enable_preemption_service:  # pyright: ignore[reportAttributeAccessIssue]
         return False
     return bool(multihost_utils.reached_preemption_sync_point(step))

@@ -14,6 +14,13 @@ import jax
 import numpy as np
 from jax.extend import core
 
+# cuDNN attention is one opaque operation: two products forwards; backwards four, and one computed
+# again, which is not counted.
+CUDNN_ATTENTION = {
+    "dot_product_attention_fwd_wrapper": 2,
+    "dot_product_attention_bwd_wrapper": 4,
+}
+
 
 def count_flops(fn: Callable[..., Any], *args: Any, recomputation: bool = False) -> int:
     """FLOPs of matrix products and convolutions in one call of `fn(*args)`, over all devices.
@@ -44,6 +51,8 @@ def _count_equation(eqn: Any, recomputation: bool) -> int:
         return _dot_flops(eqn)
     if name == "conv_general_dilated":
         return _conv_flops(eqn)
+    if name in CUDNN_ATTENTION:
+        return CUDNN_ATTENTION[name] * _attention_product(eqn)
     inner = [_count(jaxpr, recomputation) for jaxpr in _inner_jaxprs(eqn.params)]
     if not inner:
         return 0
@@ -56,7 +65,7 @@ def _repeats(name: str, params: dict[str, Any]) -> int:
     if name == "scan":
         return params["length"]
     if name == "shard_map":  # its body is written for one device
-        return math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     if name == "pallas_call":  # its body is written for one cell of the grid
         return math.prod(int(size) for size in params["grid_mapping"].grid)
     return 1
@@ -75,6 +84,12 @@ def _dot_flops(eqn: Any) -> int:
     (contracting, _), _ = eqn.params["dimension_numbers"]
     depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracting)
     return 2 * depth * math.prod(eqn.outvars[0].aval.shape)
+
+
+def _attention_product(eqn: Any) -> int:
+    """FLOPs of one of the two products (queries with keys, weights with values)."""
+    batch, queries, heads, dim = eqn.invars[0].aval.shape
+    return 2 * batch * heads * queries * eqn.invars[1].aval.shape[1] * dim
 
 
 def _conv_flops(eqn: Any) -> int:

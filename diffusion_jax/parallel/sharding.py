@@ -65,7 +65,7 @@ def spec_for(
         for pattern, rule in rules:
             if len(shape) == first + len(rule) and re.search(pattern, path):
                 axes[first:] = rule
-                _check_divides(path, shape, axes, mesh.shape["tensor"])
+                _check_divides(path, shape, axes, mesh)
                 break
     fsdp = mesh.shape["fsdp"]
     if fsdp > 1 and math.prod(shape) >= min_size:
@@ -77,12 +77,12 @@ def spec_for(
     return PartitionSpec(*axes)
 
 
-def _check_divides(
-    path: str, shape: Sequence[int], axes: Sequence[str | None], tensor: int
-) -> None:
+def _check_divides(path: str, shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> None:
+    tensor = mesh.shape["tensor"]
     for i, axis in enumerate(axes):
         if axis == "tensor" and shape[i] % tensor:
-            near = max(d for d in range(1, tensor + 1) if shape[i] % d == 0)
+            common = math.gcd(shape[i], mesh.size)
+            near = max(d for d in range(1, tensor) if common % d == 0)
             raise ConfigError(
                 f"mesh.tensor={tensor} does not divide axis {i} of {path}, shape {tuple(shape)}; "
                 f"nearest: mesh.tensor={near}"
