@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from diffusion_jax.checkpoints import layout
+from diffusion_jax.checkpoints import failures, layout
 from diffusion_jax.checkpoints.mismatch import describe_mismatch, summarise
 from diffusion_jax.errors import ConfigError
 
@@ -53,6 +53,7 @@ class Checkpointer:
             raise ConfigError(f"keep_every={keep_every} must be at least 1, or None")
         path = os.fspath(directory)
         self.directory = epath.Path(path if "://" in path else os.path.abspath(path))
+        failures.hide_traces_of_writing_threads()
         self._read_only = read_only
         self._manager: ocp.CheckpointManager | None = None
         policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep_last)]
@@ -92,14 +93,15 @@ class Checkpointer:
 
         Args:
           step: the number of updates in `state`.
-          state: tree of `jax.Array`, typed keys included.
+          state: tree of `jax.Array`, typed keys included; none without elements (ValueError).
           metadata: what `json` can write.
 
         Returns:
           False when that step is there already (after a resume): nothing is written then.
 
         Raises:
-          ConfigError: if this save or the one before could not be written.
+          ConfigError: if this save or the one before could not be written for want of room or
+            permission; Aborted where the storage failed otherwise.
         """
         if self._read_only:
             raise ValueError(f"the checkpoints in {self.directory} were opened read_only")
@@ -122,7 +124,7 @@ class Checkpointer:
         """Waits until the last save is complete on disk.
 
         Raises:
-          ConfigError: if it could not be written.
+          ConfigError, Aborted: if it could not be written, as for `save`.
         """
         with self._reported():
             if self._manager is not None:
@@ -232,12 +234,7 @@ class Checkpointer:
         """Turns what the writing threads met into one line; the next save starts with new ones."""
         try:
             yield
-        except ConfigError:
-            raise
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:
             self._manager = None
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(
-                f"checkpoint in {str(self.directory)!r} could not be written: {reason}; earlier "
-                f"steps {self.steps()} are untouched; expected room and permission to write"
-            ) from error
+            failures.raise_readable(error, self.directory, self.steps())
+            raise
