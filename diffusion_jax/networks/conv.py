@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -57,12 +59,18 @@ def convolve(
     rank = x.ndim - 2
     if math.prod(kernel.shape[:rank]) == 1 and stride == 1:
         return x @ kernel.reshape(kernel.shape[rank:])
+    padding = [(size // 2, size // 2) for size in kernel.shape[:rank]]
+    return _convolve(x, kernel, stride, padding)
+
+
+def _convolve(x: Array, kernel: Array, stride: int, padding: Sequence[tuple[int, int]]) -> Array:
+    rank = x.ndim - 2
     space = _SPACE[-rank:]
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride,) * rank,
-        padding=[(size // 2, size // 2) for size in kernel.shape[:rank]],
+        padding=padding,
         dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
     )
 
@@ -74,7 +82,13 @@ class Upsample(nnx.Module):
         self.conv = Conv(channels, channels, rank=rank, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *out c"]:
-        return self.conv(double(x))
+        # On CPU the phases are about twice as fast; elsewhere one large convolution is preferred
+        # to 2^rank small ones. Both have the same parameters and result.
+        if jax.default_backend() != "cpu":
+            return self.conv(double(x))
+        dtype = self.conv.dtype
+        doubled = convolve_doubled(x.astype(dtype), self.conv.kernel[...].astype(dtype))
+        return doubled + self.conv.bias[...].astype(dtype)
 
 
 def double(x: Float[Array, "b *space c"]) -> Float[Array, "b *out c"]:
@@ -83,3 +97,28 @@ def double(x: Float[Array, "b *space c"]) -> Float[Array, "b *out c"]:
     split = x.reshape(b, *(n for size in space for n in (size, 1)), c)
     wide = jnp.broadcast_to(split, (b, *(n for size in space for n in (size, 2)), c))
     return wide.reshape(b, *(2 * size for size in space), c)
+
+
+def convolve_doubled(
+    x: Float[Array, "b *space c"], kernel: Float[Array, "*size c d"]
+) -> Float[Array, "b *out d"]:
+    """`convolve(double(x), kernel)` for kernels of size 3, with (2/3)^rank of the operations.
+
+    Three taps on a doubled axis meet two entries only: at even positions (i - 1, i, i), at odd
+    ones (i, i, i + 1). So each of the 2^rank phases of the result is a convolution of size 2.
+    """
+    b, *space, _ = x.shape
+    rank = len(space)
+    outputs = []
+    for phase in itertools.product((0, 1), repeat=rank):
+        taps = kernel
+        for axis, odd in enumerate(phase):
+            first, second, third = (
+                jax.lax.index_in_dim(taps, i, axis, keepdims=True) for i in range(3)
+            )
+            pair = (first + second, third) if odd else (first, second + third)
+            taps = jnp.concatenate(pair, axis)
+        outputs.append(_convolve(x, taps, 1, [(1 - odd, odd) for odd in phase]))
+    split = jnp.stack(outputs).reshape(*(2,) * rank, b, *space, -1)
+    order = [rank, *(n for i in range(rank) for n in (rank + 1 + i, i)), 2 * rank + 1]
+    return split.transpose(order).reshape(b, *(2 * size for size in space), -1)
