@@ -80,7 +80,7 @@ class Binomial:
         return Bernoulli(keep * x0 + 0.5 * (1.0 - keep))
 
 
-def _posterior_one(x_t: Elements, prior_one: Elements, kept: Elements) -> Elements:
+def _posterior_one(x_t: Elements, prior_one: Any, kept: Any) -> Elements:
     """p(x_s = 1 | x_t) where p(x_s = 1) = prior_one and the step keeps a bit with `kept`."""
     one = prior_one * (kept * x_t + 0.5 * (1.0 - kept))
     zero = (1.0 - prior_one) * (kept * (1.0 - x_t) + 0.5 * (1.0 - kept))

@@ -27,7 +27,7 @@ from diffusion_jax.diffusion.time_grids import check_times
 
 Denoise = Denoiser | Callable[[Any, Any], Any]
 State = Float[Array, "batch *shape"]
-Start = Float[Array | np.ndarray, "batch *shape"]
+Start = Float[Array | np.ndarray, "..."]
 # (step, draw, shape) -> a standard normal draw; step and draw are Python integers.
 Noise = Callable[[int, int, tuple[int, ...]], Any]
 Result = State | tuple[State, Float[Array, "steps_plus_1 batch *shape"]]
@@ -90,6 +90,8 @@ def start(x: Start) -> State:
     x = jnp.asarray(x)
     if x.ndim < 1:
         raise ValueError(f"x has shape {x.shape}; expected [batch, ...]")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x has dtype {x.dtype}; expected a floating-point type")
     return x
 
 
