@@ -120,7 +120,13 @@ def cosine_betas(num_steps: int = 1000, s: Number = 0.008, max_beta: Number = 0.
 
 
 def zero_terminal_snr(betas: Betas) -> Betas:
-    """Betas [T] whose alphas are shifted and scaled to end at 0 (Lin et al. 2023, algorithm 1)."""
+    """Betas [T] whose alphas are shifted and scaled to end at 0 (Lin et al. 2023, algorithm 1).
+
+    Raises:
+      ValueError: fewer than two betas, of which the first cannot be kept.
+    """
+    if len(betas) < 2:
+        raise ConfigError(f"betas of length {len(betas)} must have at least 2 steps")
     alphas = np.sqrt(np.cumprod(1.0 - np.asarray(betas, np.float64)))
     alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
     alphabars = alphas**2

@@ -22,7 +22,7 @@ that is returned where a prediction of x0 leaves it open. At alpha = 0 a predict
 score says nothing about x0, which is not finite there: `check_prediction` refuses it beforehand.
 
 An error in the output at a given state is an error sigma / |alpha b - sigma a| times as large in
-x0; `error_scale` is this denominator, from which all weightings follow.
+x0, from which `weightings` follow.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ stratified numbers as well as independent ones,
   (4)  u_i <- (i + u_i) / B,   i = 0 .. B - 1
 
 which puts one draw into each of B cells: every batch covers all noise levels, and the loss has less
-variance (Kingma et al. 2021, appendix I.1, with one number for the batch in place of one each).
+variance (Kingma et al. 2021 do so with one number for the whole batch).
 """
 
 from __future__ import annotations

@@ -92,3 +92,5 @@ def test_bad_tables_are_named(betas: Any, words: str) -> None:
 def test_number_of_steps_is_checked() -> None:
     with pytest.raises(ValueError, match="num_steps=0"):
         schedules.cosine_betas(0)
+    with pytest.raises(ValueError, match="length 1"):
+        schedules.zero_terminal_snr(np.array([0.1]))

@@ -71,7 +71,7 @@ def test_edm_weighting_leaves_the_raw_output_alone() -> None:
 
 
 def test_min_snr_is_the_published_weight() -> None:
-    """Hang et al. 2023, section 3.4: min(snr, gamma) / (snr + 1) for v, / snr for eps."""
+    """Hang et al. 2023: min(snr, gamma) / (snr + 1) for v, / snr for eps."""
     phi = np.linspace(0.05, 1.5, 9)
     alpha, sigma = np.cos(phi), np.sin(phi)
     snr = (alpha / sigma) ** 2
