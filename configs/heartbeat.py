@@ -4,7 +4,7 @@
 
 Sequences of 20 bits with a one in every fifth place; the true log-likelihood is log2(1/5) = -2.3219
 bits a sequence. `val/bound_bits` is the bound (bits a sequence, the lower the better, never below
-2.3219 beyond its standard error), `val/bound_floor` what factorised reverse kernels cost at best.
+2.3219 beyond its standard error), `val/bound_floor_bits` what factorised reverse kernels cost at best.
 """
 
 from __future__ import annotations

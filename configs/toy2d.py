@@ -46,7 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _kind(kind: str, config: ConfigDict) -> None:
-    config.data.points.kind = kind
+    config.data.points.distribution = kind
 
 
 def _smoke(config: ConfigDict) -> None:

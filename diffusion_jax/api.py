@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,9 @@ class Run:
         configs.validate(config)
         folder = workdir.prepare(path, config)
         mesh = builders.mesh(config)
-        check_batch_size(config.batch_size, config.accumulation, mesh, process_part(mesh)[1])
+        processes = process_part(mesh)[1]
+        check_batch_size(config.batch_size, config.accumulation, mesh, processes)
+        check_batch_size(config.validation.batch_size or config.batch_size, 1, mesh, processes)
         train_data = builders.source(config, "train")
         model = builders.model(config, train_data.spec)
         builders.pipeline(config, model, {}, mesh).check()
@@ -214,14 +216,10 @@ class Run:
     def _hooks(self, writer: writers.Writer) -> list[Hook]:
         config, hooks = self.config, []
         if config.validation.examples:
-            validator = self._validator()
-            hooks.append(
-                Hook(
-                    name="validation",
-                    every=config.validation.every,
-                    run=lambda state, step: validator(state, {}),
-                )
-            )
+            hooks.append(Hook(name="validation", every=config.validation.every, run=self._validate))
+            if config.objective.name == "variational":
+                run = self._bound()
+                hooks.append(Hook(name="bound", every=config.validation.every, run=run))
         previews = Previews(
             num=config.sampling.num,
             seed=config.sampling.seed,
@@ -240,26 +238,47 @@ class Run:
         hooks.append(Hook(name="samples", every=config.sampling.every, run=sample))
         return hooks
 
-    def _validator(self) -> Validator:
+    def _validation_batches(self) -> list[Any]:
+        """Padded device batches of the held-out examples."""
         config, mesh = self.config, self.compiled.mesh
         index, count = process_part(mesh)
-        size = config.validation.batch_size or config.batch_size
-        examples = min(config.validation.examples, len(self.validation_data))
-        check_batch_size(size, 1, mesh, count)
-
-        def batches() -> list[Any]:
-            local = data.sequential_batches(
-                self.validation_data,
-                size,
-                examples,
-                process_index=index,
-                process_count=count,
-            )
-            return [global_batch(batch, mesh) for batch in local]
-
-        return Validator(
-            trainer=self.compiled.trainer, batches=batches, count=examples, mesh=mesh
+        local = data.sequential_batches(
+            self.validation_data,
+            config.validation.batch_size or config.batch_size,
+            self._validation_examples,
+            process_index=index,
+            process_count=count,
         )
+        return [global_batch(batch, mesh) for batch in local]
+
+    @property
+    def _validation_examples(self) -> int:
+        return min(self.config.validation.examples, len(self.validation_data))
+
+    @functools.cached_property
+    def _validator(self) -> Validator:
+        return Validator(
+            trainer=self.compiled.trainer,
+            batches=self._validation_batches,
+            count=self._validation_examples,
+            mesh=self.compiled.mesh,
+        )
+
+    def _validate(self, state: TrainState, step: int) -> Mapping[str, float]:
+        return self._validator(state, {})
+
+    def _bound(self) -> Callable[[TrainState, int], Mapping[str, float]]:
+        """The whole variational bound of the averaged weights, and its floor where it is known."""
+        evaluator, floor = builders.bound(
+            self.config, self.model, self.train_data, self.compiled.mesh
+        )
+
+        def run(state: TrainState, step: int) -> Mapping[str, float]:
+            params = _weights(state, self.config.sampling.ema)
+            result = {**evaluator(params, self._validation_batches()), **floor}
+            return {f"val/{name}": value for name, value in result.items()}
+
+        return run
 
     def _finish(self, what: str) -> None:
         if not self.is_main:

@@ -31,6 +31,7 @@ from diffusion_jax.diffusion import (
     weightings,
 )
 from diffusion_jax.errors import ConfigError, DiffusionJaxError, unknown_name
+from diffusion_jax.evaluation.bound import BoundEvaluator, floor_bits
 from diffusion_jax.networks import NETWORKS, Network, functional
 from diffusion_jax.objectives.base import Objective
 from diffusion_jax.objectives.denoising import Denoising
@@ -289,6 +290,21 @@ def trainer(config: ConfigDict, built: Model) -> Trainer:
 
 
 OPTIMIZERS = {"adamw": adamw}
+
+
+def bound(
+    config: ConfigDict, built: Model, examples: Source, on: Mesh
+) -> tuple[BoundEvaluator, dict[str, float]]:
+    """The evaluator of the variational bound; its floor in bits, where the data are enumerable."""
+    times = time_grids.uniform(config.objective.variational.num_steps)
+    evaluator = BoundEvaluator(
+        denoiser=built.denoiser, process=built.process, times=times, seed=config.seed, mesh=on
+    )
+    if built.spec.kind != "bits":
+        return evaluator, {}
+    sequences = examples.fetch(np.arange(min(len(examples), 4096)))["x"]
+    floor = floor_bits(sequences, built.process, times)
+    return evaluator, {} if floor is None else {"bound_floor_bits": floor}
 
 
 def mesh(config: ConfigDict) -> Mesh:

@@ -76,7 +76,7 @@ def _data() -> dict[str, Any]:
         "data_dir": "",
         "prefetch": 4,
         "digits": {},
-        "points": {"kind": "swiss_roll", "size": 65536, "seed": 0},
+        "points": {"distribution": "swiss_roll", "size": 65536, "seed": 0},
         "heartbeat": {"size": 50000},
         "tfds": {
             "name": "mnist",

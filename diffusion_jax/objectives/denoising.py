@@ -27,7 +27,7 @@ NOISE_BIN_EDGES = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 """Edges in logsnr between the bins in which the loss is reported."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Denoising:
     """Objective (2). An instance is `objective(params, batch, key, context)`.
 

@@ -27,7 +27,7 @@ from diffusion_jax.objectives.denoising import drop_conditioning, split_keys
 PyTree = Any
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Variational:
     """Objective (1) in bits per dimension; metrics also give bits per example.
 

@@ -78,6 +78,11 @@ class CompiledTrainer:
         with jax.set_mesh(self.mesh):
             return jax.jit(
                 step,
+                in_shardings=(
+                    self.state_shardings,
+                    jax.tree.map(lambda a: a.sharding, frozen),
+                    batch_sharding(self.mesh),
+                ),
                 out_shardings=(self.state_shardings, whole, whole),
                 donate_argnums=0,
             ).lower(self.abstract_state, frozen, batch)

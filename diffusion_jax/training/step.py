@@ -32,7 +32,7 @@ class StepMetrics(NamedTuple):
     bad_examples: Bool[Array, " batch"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Trainer:
     """Pure functions of the state; holds no arrays.
 
@@ -94,7 +94,7 @@ class Trainer:
         batch_size = jax.tree.leaves(batch)[0].shape[0]
         keys = example_keys(self.key(TRAIN_STREAM), state.examples, batch_size)
         loss, grads, aux = self._gradients(state, frozen, batch, keys)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = guard.is_finite(loss, grad_norm)
 
         updates, optimizer = self.transformation.update(
