@@ -81,6 +81,9 @@ def table(betas: Any) -> Table:
     Args:
       betas: [T], each in (0, 1); the last may be 1, for zero terminal signal-to-noise ratio.
         Sequences and NumPy arrays.
+
+    Raises:
+      ValueError: betas of another shape or range, the first of them named.
     """
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or betas.size == 0:

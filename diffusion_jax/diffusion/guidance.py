@@ -46,7 +46,7 @@ def classifier_free(
         the manner of thresholding: eps keeps the guided direction.
 
     Returns:
-      A denoiser that carries the pair of both carries.
+      A denoiser that carries the pair of both carries; `conditional` itself for the number 1.
 
     Raises:
       ValueError: an interval that is empty, or a rescale outside 0 to 1.

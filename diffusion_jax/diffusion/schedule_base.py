@@ -37,7 +37,7 @@ from diffusion_jax.diffusion.broadcasting import Real, expand, namespace
 Values = Float[Array, "*t"] | Float[np.ndarray, "*t"] | float | int | np.floating
 """Times or log signal-to-noise ratios, of any shape."""
 
-# Any step whose square underflows against 1 is exact; this one leaves room for tiny t.
+# The error is of the order of h^2, so that a step this far below every t leaves none.
 _COMPLEX_STEP = 1e-40
 
 
@@ -131,14 +131,14 @@ class Schedule(abc.ABC):
 
 def root(xp: Any, x: Any) -> Any:
     """Square root whose derivative at 0 is infinite under complex steps, as it is under JAX."""
-    root = xp.sqrt(x)
-    if not np.iscomplexobj(root):
-        return root
-    # Nothing but a zero is as small as the step; its real part keeps the step's square at most.
+    value = xp.sqrt(x)
+    if not np.iscomplexobj(value):
+        return value
+    # Nothing but a zero is as small as the step: of a zero, the square of the step may remain.
     at_zero = np.abs(x.real) < np.abs(x.imag)
-    imaginary = np.where(at_zero, np.copysign(np.inf, x.imag), root.imag)
-    out = np.empty(np.shape(root), np.complex128)
-    out.real, out.imag = root.real, imaginary
+    imaginary = np.where(at_zero, np.copysign(np.inf, x.imag), value.imag)
+    out = np.empty(np.shape(value), np.complex128)
+    out.real, out.imag = value.real, imaginary
     return out
 
 
