@@ -147,7 +147,7 @@ class Checkpointer:
         Reads no array. A typed key appears as the integers it is made of.
         """
         path = self._state_path(self._existing(step))
-        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        with self._readable(path), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
             tree = handler.metadata(path).tree
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
@@ -164,7 +164,8 @@ class Checkpointer:
           step: a step of `steps()`.
 
         Raises:
-          ConfigError: if there is no such step, or `abstract` differs from what is stored.
+          ConfigError: if there is no such step, it cannot be read, or `abstract` differs from
+            what is stored.
         """
         step = self._existing(step)
         return self._restore(abstract, step, partial=False), self.read_metadata(step)
@@ -198,7 +199,7 @@ class Checkpointer:
             abstract,
         )
         restore_args = ocp.checkpoint_utils.construct_restore_args(placed)
-        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        with self._readable(path), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
             return handler.restore(
                 path,
                 args=ocp.args.PyTreeRestore(
@@ -228,6 +229,17 @@ class Checkpointer:
             preservation_policy=self._preservation, cleanup_tmp_directories=True
         )
         return ocp.CheckpointManager(self.directory, options=options)
+
+    @contextlib.contextmanager
+    def _readable(self, path: epath.Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            earlier = [step for step in self.steps() if step < int(path.parent.name)]
+            raise ConfigError(
+                f"checkpoint {str(path.parent)!r} cannot be read: {str(error).splitlines()[0]}; "
+                f"expected it as it was saved; earlier steps: {earlier}"
+            ) from error
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:

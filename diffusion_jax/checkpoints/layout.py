@@ -68,7 +68,7 @@ def check_restorable(directory: epath.Path) -> None:
 
     What a process killed in its first save leaves behind does not count.
     """
-    if complete_steps(directory):
+    if not directory.is_dir() or complete_steps(directory):
         return
     rest = sorted(
         path.name

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from diffusion_jax.parallel.mesh import batch_sharding, process_rows
+from diffusion_jax.parallel.mesh import batch_sharding, batch_shards, process_rows
 from diffusion_jax.parallel.sharding import path_name
 
 # Example ids are 64-bit and no device needs them: the host keeps them for reports.
@@ -22,7 +22,8 @@ def global_batch(local: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
 
     Args:
       local: (nested) mapping of NumPy arrays with the rows of `mesh.process_rows` in that order.
-        Entries in `HOST_KEYS` and text are left out: they stay on the host.
+        Entries in `HOST_KEYS` and text are left out: they stay on the host. The arrays must not be
+        written to afterwards: on a CPU the result may share their memory.
       mesh: the mesh of the train step.
 
     Returns:
@@ -32,23 +33,29 @@ def global_batch(local: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
       ValueError: for a 64-bit array, which the device would silently cut to 32 bits, and for a
         number of rows that the mesh does not divide.
     """
-    sharding = batch_sharding(mesh)
-    share = len(process_rows(mesh, mesh.shape["data"] * mesh.shape["fsdp"]))
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    sharding, parts = batch_sharding(mesh), batch_shards(mesh)
+    share = len(process_rows(mesh, parts))
+    entries = _device_entries(local)
+    for path, value in jax.tree_util.tree_leaves_with_path(entries):
+        _check_entry(path_name(path), value, share)
+    if jax.process_count() == 1:
+        return jax.device_put(entries, sharding)  # one call for all: a sixth of the time
+    return jax.tree.map(
+        lambda value: jax.make_array_from_process_local_data(
+            sharding, value, (value.shape[0] // share * parts, *value.shape[1:])
+        ),
+        entries,
+    )
 
-    def put(path: tuple[Any, ...], value: Any) -> jax.Array:
-        value, name = np.asarray(value), path_name(path)
-        if jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
-            raise ValueError(f"batch {name} has dtype {value.dtype}; expected at most 32 bits")
-        if value.ndim == 0 or value.shape[0] % share:
-            raise ValueError(
-                f"batch {name} has shape {value.shape}; expected its first axis to divide by "
-                f"{share}, the batch shards of this process"
-            )
-        shape = (value.shape[0] // share * parts, *value.shape[1:])
-        return jax.make_array_from_process_local_data(sharding, value, shape)
 
-    return jax.tree_util.tree_map_with_path(put, _device_entries(local))
+def _check_entry(name: str, value: np.ndarray, share: int) -> None:
+    if jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
+        raise ValueError(f"batch {name} has dtype {value.dtype}; expected at most 32 bits")
+    if value.ndim == 0 or value.shape[0] % share:
+        raise ValueError(
+            f"batch {name} has shape {value.shape}; expected its first axis to divide by {share}, "
+            f"the batch shards of this process"
+        )
 
 
 def _device_entries(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,8 +63,8 @@ def _device_entries(batch: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in batch.items():
         if isinstance(value, Mapping):
             kept[name] = _device_entries(value)
-        elif name not in HOST_KEYS and np.asarray(value).dtype.kind not in "OSUT":
-            kept[name] = value
+        elif name not in HOST_KEYS and (array := np.asarray(value)).dtype.kind not in "OSUT":
+            kept[name] = array
     return kept
 
 

@@ -319,6 +319,25 @@ def test_damaged_metadata_is_named(tmp_path):
         checkpointer.read_metadata()
 
 
+@pytest.mark.parametrize("part", ["arrays", "tree"])
+def test_damage_is_reported_in_one_line_with_the_earlier_steps(tmp_path, part):
+    with Checkpointer(tmp_path) as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(step, small(step, size=10_000), {})
+    state = tmp_path / "2" / "state"
+    damaged = [state / "_METADATA"] if part == "tree" else state.rglob("d/*")
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:20])
+    wanted = jax.eval_shape(lambda: small(0, size=10_000))
+    with Checkpointer(tmp_path) as checkpointer:
+        with pytest.raises(
+            ConfigError, match=r"/2' cannot be read: .* earlier steps: \[1\]"
+        ) as error:
+            checkpointer.restore(wanted)
+        assert "\n" not in str(error.value)
+        assert checkpointer.restore(wanted, 1)[0]["step"] == 1
+
+
 def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"'.*/file/c' cannot be written: Not a directory"):
