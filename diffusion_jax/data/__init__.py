@@ -1,0 +1,19 @@
+"""Examples, their order, and batches of them."""
+
+from __future__ import annotations
+
+from diffusion_jax.data.loader import Loader, sequential_batches
+from diffusion_jax.data.prefetch import Prefetcher
+from diffusion_jax.data.registry import SOURCES, load
+from diffusion_jax.data.spec import Batch, DataSpec, Source
+
+__all__ = [
+    "SOURCES",
+    "Batch",
+    "DataSpec",
+    "Loader",
+    "Prefetcher",
+    "Source",
+    "load",
+    "sequential_batches",
+]

@@ -1,0 +1,72 @@
+"""What a source of examples is, and what it says about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64
+
+Batch = dict[str, Any]
+"""`{"x": float32 [n, *shape], "conditioning": {"label": int32 [n]}, "id": int64 [n]}`.
+
+Conditioning is empty where the examples carry nothing but themselves.
+"""
+
+Split = Literal["train", "validation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Shape and meaning of one example.
+
+    Attributes:
+      shape: of one example: (height, width, channels), (dimensions,) or (length,).
+      kind: how to draw it: image, points or bits.
+      num_classes: number of labels, 0 where there is none.
+      classes: names of the labels, in order; empty where they have none.
+      range: (low, high) of the values. Images fill [-1, 1], bits are 0 or 1; for points it is the
+        stretch of the axes in which to draw them.
+    """
+
+    shape: tuple[int, ...]
+    kind: Literal["image", "points", "bits"]
+    num_classes: int = 0
+    classes: tuple[str, ...] = ()
+    range: tuple[float, float] = (-1.0, 1.0)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Examples with random access, each with an id of its own; safe to call from threads."""
+
+    @property
+    def spec(self) -> DataSpec:
+        """Shape and meaning of the examples."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def ids(self, indices: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """Stable ids, unique over all splits of the data set and independent of any order."""
+        ...
+
+    def fetch(
+        self,
+        indices: Int64[np.ndarray, " n"],
+        positions: Int64[np.ndarray, " n"] | None = None,
+    ) -> Batch:
+        """The examples at `indices`.
+
+        Args:
+          indices: int64 [n] in [0, len).
+          positions: int64 [n], where in the run each example stands; augmentations derive their
+            draws from it. None means no augmentation.
+
+        Raises:
+          DataError: an example cannot be read.
+        """
+        ...
