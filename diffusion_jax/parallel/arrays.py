@@ -35,17 +35,26 @@ def global_batch(local: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     """
     sharding, parts = batch_sharding(mesh), batch_shards(mesh)
     share = len(process_rows(mesh, parts))
-    entries = _device_entries(local)
-    for path, value in jax.tree_util.tree_leaves_with_path(entries):
-        _check_entry(path_name(path), value, share)
+    entries = _device_entries(local, share)
     if jax.process_count() == 1:
-        return jax.device_put(entries, sharding)  # one call for all: a sixth of the time
+        return jax.device_put(entries, sharding)  # one call for all leaves costs least
     return jax.tree.map(
         lambda value: jax.make_array_from_process_local_data(
             sharding, value, (value.shape[0] // share * parts, *value.shape[1:])
         ),
         entries,
     )
+
+
+def _device_entries(batch: Mapping[str, Any], share: int, prefix: str = "") -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, value in batch.items():
+        if isinstance(value, Mapping):
+            kept[name] = _device_entries(value, share, f"{prefix}{name}/")
+        elif name not in HOST_KEYS and (array := np.asarray(value)).dtype.kind not in "OSUT":
+            _check_entry(prefix + name, array, share)
+            kept[name] = array
+    return kept
 
 
 def _check_entry(name: str, value: np.ndarray, share: int) -> None:
@@ -56,16 +65,6 @@ def _check_entry(name: str, value: np.ndarray, share: int) -> None:
             f"batch {name} has shape {value.shape}; expected its first axis to divide by {share}, "
             f"the batch shards of this process"
         )
-
-
-def _device_entries(batch: Mapping[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for name, value in batch.items():
-        if isinstance(value, Mapping):
-            kept[name] = _device_entries(value)
-        elif name not in HOST_KEYS and (array := np.asarray(value)).dtype.kind not in "OSUT":
-            kept[name] = array
-    return kept
 
 
 def start_read_back(tree: Any) -> None:
