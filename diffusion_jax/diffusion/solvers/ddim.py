@@ -37,8 +37,12 @@ def ddim(
     denoiser = as_denoiser(denoise, schedule)
     steps = stepping.steps_of(schedule, times)
     xp = steps.xp
-    # For eta=1 the root is exactly e^-h, without the cancellation in 1 - (1 - e^-2h).
-    to_eps = steps.sigma_s * xp.sqrt((1.0 - eta) * (1.0 + eta) + (eta * steps.decay) ** 2)
+    # Written without the cancellation in 1 - eta^2 (1 - e^-2h). For eta=1 the root is e^-h itself,
+    # and has a derivative also where that is 0.
+    kept = steps.decay
+    if eta < 1.0:
+        kept = xp.sqrt((1.0 - eta) * (1.0 + eta) + (eta * steps.decay) ** 2)
+    to_eps = steps.sigma_s * kept
     std = eta * steps.sigma_s * xp.sqrt(steps.fresh)
     draws = None
     if eta > 0.0:
