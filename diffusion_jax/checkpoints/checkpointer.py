@@ -21,6 +21,16 @@ from diffusion_jax.checkpoints.mismatch import describe_mismatch, summarise
 from diffusion_jax.errors import ConfigError
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never asks the runtime: only the training loop may count steps towards an agreement.
+
+        The thread that finishes a save asks with a step long past, and a SIGTERM at that moment
+        would be agreed for a step that the loop has behind it and never sees.
+        """
+        return False
+
+
 class Checkpointer:
     """The checkpoints of one run.
 
@@ -228,7 +238,7 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._preservation, cleanup_tmp_directories=True
         )
-        return ocp.CheckpointManager(self.directory, options=options)
+        return _Manager(self.directory, options=options)
 
     @contextlib.contextmanager
     def _readable(self, path: epath.Path) -> Iterator[None]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -152,6 +153,14 @@ def test_a_step_that_is_there_is_not_written_again(tmp_path):
         checkpointer.wait()
         assert checkpointer.steps() == [3, 5]
         assert checkpointer.restore(SMALL)[1] == {"position": 5}
+
+
+def test_saving_takes_no_part_in_the_agreement_on_sigterm(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, small(1), {})
+    assert asked == []
 
 
 def test_metadata_must_be_json_and_is_checked_before_anything_is_written(tmp_path):
