@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffusion_jax.visual.pixels import to_pil
 
-_BACKGROUND = 255
 _LABEL_HEIGHT = 14
 
 
@@ -40,16 +39,18 @@ def image_grid(
     labels: Sequence[str] | None = None,
     scale: int | None = None,
     padding: int = 2,
+    background: int = 255,
 ) -> UInt8[np.ndarray, "grid_height grid_width grid_channels"]:
-    """Lay images out in rows, left to right, top to bottom, on white.
+    """Lay images out in rows, left to right, top to bottom, on a plain background.
 
     Args:
-      images: uint8 with 1 channel (grey), 3 (RGB) or 4 (RGBA, composited over white).
+      images: uint8 with 1 channel (grey), 3 (RGB) or 4 (RGBA, composited over the background).
       columns: images in a row; by default the grid is as square as it can be.
       labels: one text under each image, drawn in Pillow's built-in font.
       scale: whole factor of nearest-neighbour enlargement; by default tiny images grow to about
         64 pixels and others keep their size.
-      padding: white pixels around and between the images.
+      padding: pixels around and between the images.
+      background: grey level of the padding.
 
     Returns:
       uint8 [H, W, 1 or 3]; with labels, always 3 channels.
@@ -61,7 +62,7 @@ def image_grid(
         raise ValueError("images is empty; expected at least one")
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"labels has {len(labels)} entries; expected {len(images)}, one an image")
-    images = _composite(images, _BACKGROUND)
+    images = _composite(images, background)
     count, height, width, channels = images.shape
     if scale is None:
         scale = upscale_factor(height, width)
@@ -74,7 +75,7 @@ def image_grid(
     cell_width = width + padding
     canvas = np.full(
         (padding + rows * cell_height, padding + columns * cell_width, channels),
-        _BACKGROUND,
+        background,
         np.uint8,
     )
     corners = [

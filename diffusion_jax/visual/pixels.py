@@ -1,8 +1,9 @@
-"""Values in [-1, 1] to pixels, and pixels to PNG files."""
+"""Values in [-1, 1] to pixels, and pixels to files."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +36,18 @@ def to_pil(image: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
 def save_png(
     path: str | os.PathLike[str], image: UInt8[np.ndarray, "height width channels"]
 ) -> Path:
-    """Write one image; readers never see half a file. The folder is made where it is missing."""
+    """Write one image; its folder is made where it is missing."""
+    return replace_file(path, lambda temporary: to_pil(image).save(temporary, format="PNG"))
+
+
+def replace_file(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
+    """Let `write` make a file and then give it its name, so that nobody ever reads half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    to_pil(image).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
