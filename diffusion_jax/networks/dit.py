@@ -17,10 +17,12 @@ from diffusion_jax.networks.embeddings import NOISE_SCALES, ConditionEmbedding, 
 from diffusion_jax.networks.layers import ZEROS, FeedForward, constrain_batch, dropout, fold_key
 from diffusion_jax.networks.validation import (
     check_choice,
+    check_classes,
     check_divides,
     check_example,
     check_positive,
     check_rate,
+    check_spatial,
     floating_dtype,
 )
 
@@ -114,12 +116,15 @@ class DiT(nnx.Module):
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_spatial("network.dit", shape)
         dtype = floating_dtype("network.dit.dtype", dtype)
         self.shape, self.noise_input, self.dtype = tuple(shape), noise_input, dtype
         self.patch, self.scan, self.remat, self.depth = patch, scan, remat, depth
-        self.out_channels = out_channels or self.shape[-1]
+        self.out_channels = self.shape[-1] if out_channels is None else out_channels
         self.grid = patch_grid(self.shape[:-1], patch)
-        check_positive("network.dit", dim=dim, depth=depth, heads=heads, expansion=expansion)
+        check_positive("network.dit", dim=dim, depth=depth, expansion=expansion)
+        check_positive("network.dit", out_channels=self.out_channels)
+        check_classes("network.dit.num_classes", num_classes)
         check_divides("network.dit.heads", heads, dim, "network.dit.dim")
         check_rate("network.dit.dropout", dropout)
         check_choice("network.dit.remat", remat, REMAT)
@@ -133,10 +138,11 @@ class DiT(nnx.Module):
             )
         volume = patch ** len(self.grid)
         self.stem = nnx.Linear(volume * self.shape[-1], dim, dtype=dtype, rngs=rngs)
-        self.positions = None
-        if positions == "learned":
-            table = jax.random.normal(rngs.params(), (math.prod(self.grid), dim), jnp.float32)
-            self.positions = nnx.Param(0.02 * table)
+        table = (math.prod(self.grid), dim)
+        normal = nnx.initializers.normal(0.02)
+        self.positions = (
+            nnx.Param(normal(rngs.params(), table, jnp.float32)) if positions == "learned" else None
+        )
         self.condition = ConditionEmbedding(
             noise_input, NOISE_FEATURES, dim, num_classes, stddev=0.02, dtype=dtype, rngs=rngs
         )

@@ -15,6 +15,7 @@ from diffusion_jax.networks.embeddings import NOISE_SCALES, ConditionEmbedding
 from diffusion_jax.networks.layers import ZEROS, constrain_batch, dropout, fold_key
 from diffusion_jax.networks.validation import (
     check_choice,
+    check_classes,
     check_even,
     check_example,
     check_positive,
@@ -73,6 +74,7 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_positive("network.mlp", width=width, depth=depth, expansion=expansion)
+        check_classes("network.mlp.num_classes", num_classes)
         check_rate("network.mlp.dropout", dropout)
         check_choice("network.mlp.noise_input", noise_input, NOISE_SCALES)
         check_even("network.mlp.width", width)

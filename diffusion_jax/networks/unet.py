@@ -11,17 +11,19 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.networks.attention import SelfAttention
+from diffusion_jax.networks.attention import ATTENTIONS, SelfAttention
 from diffusion_jax.networks.conv import Conv, Upsample
 from diffusion_jax.networks.embeddings import NOISE_SCALES, ConditionEmbedding
 from diffusion_jax.networks.layers import GroupNorm, constrain_batch, dropout, fold_key
 from diffusion_jax.networks.validation import (
     check_choice,
+    check_classes,
     check_divides,
     check_even,
     check_example,
     check_positive,
     check_rate,
+    check_spatial,
     floating_dtype,
 )
 
@@ -140,7 +142,11 @@ class UNet(nnx.Module):
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_positive("network.unet", channels=channels, blocks=blocks, heads=heads)
+        check_spatial("network.unet", shape)
+        out_channels = shape[-1] if out_channels is None else out_channels
+        check_positive("network.unet", channels=channels, blocks=blocks, out_channels=out_channels)
+        check_classes("network.unet.num_classes", num_classes)
+        check_choice("network.unet.attention", attention, ATTENTIONS)
         check_even("network.unet.channels", channels)
         check_rate("network.unet.dropout", dropout)
         check_choice("network.unet.noise_input", noise_input, NOISE_SCALES)
@@ -193,9 +199,7 @@ class UNet(nnx.Module):
         # Merged dicts come back sorted by name: the order of execution is kept apart.
         self.down_order, self.up_order = tuple(down), tuple(up)
         self.norm = GroupNorm(width, rngs=rngs)
-        self.head = Conv(
-            width, out_channels or self.shape[-1], rank=rank, zero=True, dtype=dtype, rngs=rngs
-        )
+        self.head = Conv(width, out_channels, rank=rank, zero=True, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,

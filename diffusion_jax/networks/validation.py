@@ -18,6 +18,21 @@ def check_positive(section: str, **fields: int) -> None:
             raise ConfigError(f"{section}.{field}={value}: expected at least 1")
 
 
+def check_classes(field: str, value: int) -> None:
+    """Raises ConfigError for a negative number of classes; 0 is an unconditional network."""
+    if value < 0:
+        raise ConfigError(f"{field}={value}: expected 0 (unconditional) or more")
+
+
+def check_spatial(section: str, shape: Sequence[int]) -> None:
+    """Raises ConfigError unless examples are 1 to 3 spatial axes and channels, all positive."""
+    if not 2 <= len(shape) <= 4 or min(shape) < 1:
+        raise ConfigError(
+            f"{section}.shape={tuple(shape)}: expected 1 to 3 spatial axes, then channels, such as "
+            "(32, 32, 3); vectors take the mlp network"
+        )
+
+
 def check_even(field: str, value: int) -> None:
     """Raises ConfigError, naming the next even size, for an odd one."""
     if value % 2:

@@ -1,0 +1,225 @@
+"""What every network promises: a plain tree, purity, conditioning, dtypes, keys, zero start."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from diffusion_jax.networks import MLP, DiT, UNet, functional
+
+UNET = functools.partial(
+    UNet, (4, 4, 1), channels=8, multipliers=(1, 2), blocks=1, attention_resolutions=()
+)
+CASES = {
+    "mlp": ((5,), functools.partial(MLP, (5,), width=32, depth=2)),
+    "unet": ((4, 4, 1), UNET),
+    "dit": ((4, 4, 1), functools.partial(DiT, (4, 4, 1), dim=32, depth=2, heads=2)),
+}
+
+
+@functools.cache
+def built(name, **options):
+    """Shape, network and parameters moved off their zero start."""
+    shape, make = CASES[name]
+    net = functional(functools.partial(make, num_classes=4, **options))
+    leaves, tree = jax.tree.flatten(jax.jit(net.init)(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    leaves = [a + 0.05 * rng.normal(size=a.shape).astype(np.float32) for a in leaves]
+    return shape, net, jax.tree.unflatten(tree, leaves), jax.jit(net.apply)
+
+
+def inputs(shape, batch=4):
+    x = jax.random.normal(jax.random.key(1), (batch, *shape))
+    return x, jnp.linspace(-3.0, 3.0, batch)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_are_a_plain_float32_tree_whatever_the_compute_dtype(name):
+    shape, make = CASES[name]
+    net = functional(functools.partial(make, dtype="bfloat16"))
+    tree = jax.eval_shape(net.init, jax.random.key(0))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        assert leaf.dtype == jnp.float32
+        assert all(type(entry) is jax.tree_util.DictKey for entry in path)
+        assert all(type(entry.key) is str for entry in path)
+    out = jax.eval_shape(net.apply, tree, *inputs(shape), {})
+    assert (out.shape, out.dtype) == ((4, *shape), jnp.float32)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_output_starts_at_zero(name):
+    shape, make = CASES[name]
+    net = functional(make)
+    params = jax.jit(net.init)(jax.random.key(0))
+    out = jax.jit(net.apply)(params, *inputs(shape), {})
+    np.testing.assert_array_equal(out, jnp.zeros((4, *shape)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_parameter_and_input_matters(name):
+    shape, net, params, _ = built(name)
+    x, noise = inputs(shape)
+    conditioning = {"label": jnp.arange(4), "label_keep": jnp.array([True, True, False, True])}
+
+    @jax.jit
+    def gradients(params, x, noise):
+        def loss(params, x, noise):
+            return jnp.mean(jnp.square(net.apply(params, x, noise, conditioning) - 1.0))
+
+        return jax.grad(loss, (0, 1, 2))(params, x, noise)
+
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients(params, x, noise)):
+        assert np.abs(gradient).max() > 0, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_dropped_label_is_the_missing_label(name):
+    shape, _, params, apply = built(name)
+    x, noise = inputs(shape)
+    label = jnp.array([0, 1, 2, 3])
+    keep = jnp.array([True, False, True, False])
+    absent = apply(params, x, noise, {})
+    kept = apply(params, x, noise, {"label": label})
+    mixed = apply(params, x, noise, {"label": label, "label_keep": keep})
+    other = apply(params, x, noise, {"label": label.at[1].set(3), "label_keep": keep})
+    np.testing.assert_array_equal(mixed, other)
+    np.testing.assert_allclose(mixed[1::2], absent[1::2], atol=1e-5)
+    np.testing.assert_allclose(mixed[::2], kept[::2], atol=1e-5)
+    assert np.abs(kept - absent).max(axis=tuple(range(1, x.ndim))).min() > 1e-4
+    swapped = apply(params, x, noise, {"label": label[::-1]})
+    assert np.abs(kept - swapped).max(axis=tuple(range(1, x.ndim))).min() > 1e-4
+
+
+def test_label_out_of_range_is_loud_where_it_is_kept():
+    shape, _, params, apply = built("mlp")
+    x, noise = inputs(shape)
+    label, keep = jnp.array([0, 4, -1, 9]), jnp.array([True, True, True, False])
+    out = apply(params, x, noise, {"label": label, "label_keep": keep})
+    np.testing.assert_array_equal(np.isnan(out).all(axis=1), [False, True, True, False])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_examples_do_not_see_each_other(name):
+    shape, net, params, apply = built(name)
+    x, noise = inputs(shape)
+    label = jnp.arange(4)
+    whole = apply(params, x, noise, {"label": label})
+    part = net.apply(params, x[2:3], noise[2:3], {"label": label[2:3]})
+    np.testing.assert_allclose(part, whole[2:3], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_dropout_needs_a_key_and_follows_it(name):
+    shape, _, params, apply = built(name, dropout=0.4)
+    x, noise = inputs(shape)
+    run = functools.partial(apply, params, x, noise, {})
+    keys = jax.random.split(jax.random.key(0), 4)
+    np.testing.assert_array_equal(run(), run())
+    np.testing.assert_array_equal(run(key=keys[0]), run(key=keys[0]))
+    assert not np.allclose(run(key=keys[0]), run(key=keys[1]), atol=1e-3)
+    assert not np.allclose(run(key=keys[0]), run(), atol=1e-3)
+    each = run(key=keys)
+    changed = run(key=keys.at[0].set(jax.random.key(9)))
+    np.testing.assert_allclose(each[1:], changed[1:], atol=1e-5)
+    assert not np.allclose(each[0], changed[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bfloat16_compute_stays_near_float32(name):
+    shape, _, params, apply = built(name)
+    _, half, _, _ = built(name, dtype="bfloat16")
+    x, noise = inputs(shape)
+    want = apply(params, x, noise, {})
+    got = jax.jit(half.apply)(params, x, noise, {})
+    assert got.dtype == jnp.float32
+    error = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
+    assert 0 < error < 0.05
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_noise_inputs_that_name_one_level_agree(name):
+    # c_noise is -logsnr / 8, a timestep 1000 t: the same level in another unit, the same output.
+    shape, _, params, apply = built(name)
+    x, noise = inputs(shape)
+    _, c_noise, _, _ = built(name, noise_input="c_noise")
+    flipped = jax.jit(c_noise.apply)(params, x, noise / 8, {})
+    np.testing.assert_allclose(flipped, apply(params, x, noise, {}), atol=2e-3)
+    _, timestep, _, _ = built(name, noise_input="timestep")
+    _, t, _, _ = built(name, noise_input="t")
+    by_step = jax.jit(timestep.apply)(params, x, 1000 * jnp.linspace(0, 1, 4), {})
+    by_time = jax.jit(t.apply)(params, x, jnp.linspace(0, 1, 4), {})
+    np.testing.assert_allclose(by_time, by_step, atol=2e-3)
+    assert (t.noise_input, timestep.noise_input) == ("t", "timestep")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_eight_devices_give_the_single_device_result(name):
+    shape, net, params, apply = built(name)
+    x, noise = inputs(shape, 16)
+    conditioning = {"label": jnp.arange(16) % 4}
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), (jax.sharding.AxisType.Auto,) * 2)
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    with jax.set_mesh(mesh):
+        sharded = jax.jit(net.apply, in_shardings=(whole, split, split, split))(
+            params, *jax.device_put((x, noise, conditioning), split)
+        )
+    assert sharded.sharding.spec[0] == ("data", "fsdp")
+    np.testing.assert_allclose(sharded, apply(params, x, noise, conditioning), atol=2e-5)
+
+
+def test_initialisation_can_be_born_sharded():
+    _, net, _, _ = built("mlp")
+    mesh = jax.make_mesh((8,), ("fsdp",), (jax.sharding.AxisType.Auto,))
+    tree = jax.eval_shape(net.init, jax.random.key(0))
+    shardings = jax.tree.map(
+        lambda a: jax.sharding.NamedSharding(
+            mesh, jax.sharding.PartitionSpec("fsdp" if a.shape[0] % 8 == 0 else None)
+        ),
+        tree,
+    )
+    params = jax.jit(net.init, out_shardings=shardings)(jax.random.key(3))
+    kernel = params["layers"]["0"]["fc1"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape[0] == kernel.shape[0] // 8
+    plain = jax.jit(net.init)(jax.random.key(3))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, plain)
+
+
+def test_apply_is_pure_under_vmap_and_repeated_tracing():
+    shape, net, params, apply = built("mlp")
+    x, noise = inputs(shape)
+    pair = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), params)
+    outs = jax.vmap(lambda p: net.apply(p, x, noise, {}))(pair)
+    np.testing.assert_allclose(outs[0], apply(params, x, noise, {}), atol=1e-5)
+    assert not np.allclose(outs[1], outs[0], atol=1e-3)
+    with pytest.raises(ValueError, match=r"examples of shape \(6,\).*takes \(5,\)"):
+        net.apply(params, jnp.ones((4, 6)), noise, {})
+
+
+def test_modules_with_hidden_state_or_list_keys_are_refused():
+    class Stateful(nnx.Module):
+        def __init__(self, *, rngs: nnx.Rngs):
+            self.noise_input = "t"
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    class Listed(nnx.Module):
+        def __init__(self, *, rngs: nnx.Rngs):
+            self.noise_input = "t"
+            self.parts = nnx.List([nnx.Linear(2, 2, rngs=rngs)])
+
+    class Half(nnx.Module):
+        def __init__(self, *, rngs: nnx.Rngs):
+            self.noise_input = "t"
+            self.scale = nnx.Param(jnp.ones(2, jnp.bfloat16))
+
+    with pytest.raises(ValueError, match="parameters alone"):
+        functional(Stateful)
+    with pytest.raises(ValueError, match="not a string"):
+        functional(Listed)
+    with pytest.raises(ValueError, match="scale has dtype bfloat16; expected float32"):
+        functional(Half)
