@@ -1,6 +1,6 @@
 """Handwritten digits of scikit-learn (8 x 8, embedded, no download), class-conditional.
 
-    python -m diffusion_jax.main --config=configs/digits.py --workdir=runs/digits
+python -m diffusion_jax.main --config=configs/digits.py --workdir=runs/digits
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.batch_size = 128
     config.network.name = "unet"
     config.network.unet.channels = 32
-    config.network.unet.multipliers = (1, 2)
-    config.network.unet.blocks = 2
+    config.network.unet.multipliers = (1, 1)
+    config.network.unet.blocks = 1
     config.network.unet.attention_resolutions = (4,)
     config.network.unet.head_dim = 32
     config.optimizer.learning_rate = 2e-3

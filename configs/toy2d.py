@@ -1,7 +1,7 @@
 """Points in the plane: rectified flow on the swiss roll, or another set by a variant.
 
-    python -m diffusion_jax.main --config=configs/toy2d.py --workdir=runs/toy2d
-    python -m diffusion_jax.main --config=configs/toy2d.py:moons --workdir=runs/moons
+python -m diffusion_jax.main --config=configs/toy2d.py --workdir=runs/toy2d
+python -m diffusion_jax.main --config=configs/toy2d.py:moons --workdir=runs/moons
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.steps = 50
     config.sampling.num = 4096
     config.sampling.batch_size = 4096
-    configs.apply_variant(config, variant, {kind: partial(_kind, kind) for kind in KINDS} | {
-        "smoke": _smoke
-    })
+    configs.apply_variant(
+        config, variant, {kind: partial(_kind, kind) for kind in KINDS} | {"smoke": _smoke}
+    )
     return config
 
 

@@ -83,9 +83,7 @@ class Run:
         train_data = builders.source(config, "train")
         model = builders.model(config, train_data.spec)
         builders.pipeline(config, model, {}, mesh).check()
-        compiled = CompiledTrainer(
-            builders.trainer(config, model), mesh, config.mesh.fsdp_min_size
-        )
+        compiled = CompiledTrainer(builders.trainer(config, model), mesh, config.mesh.fsdp_min_size)
         checkpoints = Checkpointer(
             folder / workdir.CHECKPOINTS,
             keep_last=config.checkpoint.keep_last,
@@ -108,7 +106,7 @@ class Run:
 
     def train(self) -> TrainState:
         """See `diffusion_jax.train`."""
-        enable_compilation_cache(_cache_folder(self.config))
+        self.enable_cache()
         state = self._first_state()
         start = int(state.step)
         if start >= self.config.steps:
@@ -123,10 +121,10 @@ class Run:
             process_index=jax.process_index(),
         )
         progress = Progress(self.config.steps, start, enabled=self.is_main)
-        batches = self._batches(position(state.examples))
+        batches = self.batches(position(state.examples))
         try:
             writer.hparams(dict(configs.flatten(self.config)))
-            state = self._loop(batches, writer, progress).run(state)
+            state = self.loop(batches, writer, progress).run(state)
             self.checkpoints.wait()
         finally:
             batches.close()
@@ -135,6 +133,10 @@ class Run:
             self.checkpoints.close()
         self._finish(f"{self.config.steps} steps done")
         return state
+
+    def enable_cache(self) -> None:
+        """Keeps compiled programs for the next start."""
+        enable_compilation_cache(_cache_folder(self.config))
 
     def _first_state(self) -> TrainState:
         """The newest checkpoint of the workdir, or a fresh state where there is none."""
@@ -145,7 +147,8 @@ class Run:
             print(f"resumed from step {metadata['step']} of {self.path}", flush=True)
         return state
 
-    def _loader(self) -> data.Loader:
+    def loader(self) -> data.Loader:
+        """Shuffled batches of this process."""
         index, count = process_part(self.compiled.mesh)
         return data.Loader(
             source=self.train_data,
@@ -155,18 +158,20 @@ class Run:
             process_count=count,
         )
 
-    def _batches(self, start: int) -> data.Prefetcher:
+    def batches(self, start: int) -> data.Prefetcher:
+        """Device batches from position `start` (examples), made ahead in a thread."""
         return data.Prefetcher(
-            self._loader().batch,
+            self.loader().batch,
             start,
             self.config.batch_size,
             depth=self.config.data.prefetch,
             transfer=functools.partial(global_batch, mesh=self.compiled.mesh),
         )
 
-    def _loop(self, batches: data.Prefetcher, writer: writers.Writer, progress: Progress) -> Loop:
+    def loop(self, batches: data.Prefetcher, writer: writers.Writer, progress: Progress) -> Loop:
+        """The loop with its compiled step."""
         frozen: dict[str, PyTree] = {}
-        local = self._loader().batch(0)
+        local = self.loader().batch(0)
         batch = self.compiled.abstract_batch(
             {k: v for k, v in local.items() if k != "id"}, self.config.batch_size
         )
@@ -178,9 +183,9 @@ class Run:
             step=step,
             frozen=frozen,
             batches=batches,
-            ids=self._loader().ids,
+            ids=self.loader().ids,
             metric_names=self.compiled.metric_names(batch, frozen),
-            save=self._save,
+            save=self._save_when_due,
             should_stop=reached_preemption,
             hooks=self._hooks(writer),
             writer=writer,
@@ -208,10 +213,13 @@ class Run:
             peak_flops=peak * mesh.size if peak else None,
         )
 
-    def _save(self, state: TrainState, step: int, force: bool) -> None:
+    def save(self, state: TrainState, step: int) -> None:
+        """Starts to write a checkpoint under the number of updates it has seen."""
+        self.checkpoints.save(step, state, {"step": step, "examples": position(state.examples)})
+
+    def _save_when_due(self, state: TrainState, step: int, force: bool) -> None:
         if force or step % self.config.checkpoint.every == 0:
-            metadata = {"step": step, "examples": position(state.examples)}
-            self.checkpoints.save(step, state, metadata)
+            self.save(state, step)
 
     def _hooks(self, writer: writers.Writer) -> list[Hook]:
         config, hooks = self.config, []
@@ -314,9 +322,11 @@ def load(path: str | Path) -> PixelPipeline:
     compiled = CompiledTrainer(builders.trainer(config, built), on, config.mesh.fsdp_min_size)
     checkpoints = Checkpointer(Path(path) / workdir.CHECKPOINTS, read_only=True)
     name = config.sampling.ema
-    weights = {"ema": {name: compiled.abstract_state.ema[name]}} if name else {
-        "params": compiled.abstract_state.params
-    }
+    weights = (
+        {"ema": {name: compiled.abstract_state.ema[name]}}
+        if name
+        else {"params": compiled.abstract_state.params}
+    )
     restored = checkpoints.restore_subtree(weights)
     params = restored["ema"][name] if name else restored["params"]
     checkpoints.close()

@@ -135,9 +135,7 @@ class PixelPipeline:
             if progress is not None:
                 progress(min(start + size, num))
         states = self._finish(np.concatenate(parts, axis=1))
-        return Samples(
-            x=states[-1], label=all_labels, trajectory=states if trajectory else None
-        )
+        return Samples(x=states[-1], label=all_labels, trajectory=states if trajectory else None)
 
     def check(
         self,

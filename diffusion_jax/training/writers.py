@@ -174,7 +174,9 @@ class MultiWriter(Writer):
             writer.close()
 
 
-def create(workdir: str | Path, *, start_step: int, tensorboard: bool, process_index: int) -> Writer:
+def create(
+    workdir: str | Path, *, start_step: int, tensorboard: bool, process_index: int
+) -> Writer:
     """The writer of this process: nothing but on process 0."""
     if process_index != 0:
         return Writer()
