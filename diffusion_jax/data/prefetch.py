@@ -12,6 +12,8 @@ from diffusion_jax.errors import DataError, DiffusionJaxError
 
 T = TypeVar("T")
 
+_CLOSE_SECONDS = 10.0
+
 
 class _End:
     """Put after the last item: the error that ended the production, or None."""
@@ -70,9 +72,8 @@ class Prefetcher(Generic[T]):
         except BaseException as raised:  # handed over, whatever it is: a thread must not die mutely
             error = raised
             if not isinstance(raised, DiffusionJaxError):
-                error = DataError(
-                    f"the batch at position {position} failed: {type(raised).__name__}: {raised}"
-                )
+                reason = " ".join(f"{type(raised).__name__}: {raised}".split())
+                error = DataError(f"the batch at position {position} failed: {reason}")
                 error.__cause__ = raised
         self._put(_End(error))
 
@@ -95,8 +96,6 @@ class Prefetcher(Generic[T]):
           StopIteration: `stop` is reached, or the prefetcher is closed.
         """
         if self._end is None:
-            if self._closing.is_set():
-                raise StopIteration
             began = time.perf_counter()
             item = self._queue.get()
             self._waited += time.perf_counter() - began
@@ -113,10 +112,16 @@ class Prefetcher(Generic[T]):
         return self._waited
 
     def close(self) -> None:
-        """Stop the thread and drop what is waiting; returns when the thread has ended."""
+        """Stop the thread and drop what is waiting; later calls of `next` end at once.
+
+        Waits for the batch in the making, but not for ever: a read that hangs must not keep a
+        preempted run from leaving.
+        """
         self._closing.set()
-        self._thread.join()
-        self._queue = queue.Queue(1)
+        self._thread.join(timeout=_CLOSE_SECONDS)
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._queue.put(_End(None))
 
     def __enter__(self) -> Prefetcher[T]:
         return self

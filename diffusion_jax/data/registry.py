@@ -10,12 +10,14 @@ from diffusion_jax.data.digits import digits
 from diffusion_jax.data.heartbeat import heartbeat
 from diffusion_jax.data.points import points
 from diffusion_jax.data.spec import Source, Split
+from diffusion_jax.data.tfds import tfds
 from diffusion_jax.errors import ConfigError, unknown_name
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "digits": digits,
     "points": points,
     "heartbeat": heartbeat,
+    "tfds": tfds,
 }
 """Name -> function of (split, **options)."""
 

@@ -1,0 +1,230 @@
+"""Image data sets of tensorflow-datasets (TFDS), by name or from a prepared folder.
+
+They are stored as array_record, which gives random access without TensorFlow. A data set that is
+missing is downloaded and prepared, which is the one thing here that needs TensorFlow.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+import urllib.parse
+import urllib.request
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.data.arrays import ArraySource
+from diffusion_jax.data.shards import check_disjoint, shards_of
+from diffusion_jax.data.spec import DataSpec, Source, Split
+from diffusion_jax.data.transforms import HorizontalFlip
+from diffusion_jax.errors import ConfigError, DataError, nearest
+
+_LOG = logging.getLogger(__name__)
+_CHUNK = 4096
+
+
+def tfds(
+    split: Split,
+    *,
+    name: str = "mnist",
+    data_dir: str | os.PathLike[str] | None = None,
+    train: str = "train",
+    validation: str = "test",
+    image_size: int | None = None,
+    flip: bool = False,
+    memory: int = 2 << 30,
+    max_unreadable: int = 0,
+) -> Source:
+    """Images in [-1, 1] with their class labels; the id is the record's number in all splits.
+
+    A set that takes at most `memory` bytes as uint8 is decoded once, at the start; a larger one is
+    decoded a batch at a time.
+
+    Args:
+      split: which of the two split expressions to load.
+      name: TFDS name, with its config and version where wanted: "mnist", "name/config:1.0.0".
+      data_dir: where prepared data sets lie; None for TFDS_DATA_DIR or ~/tensorflow_datasets.
+      train: TFDS split expression for training, such as "train[:90%]".
+      validation: split expression for validation; it must not overlap that for training.
+      image_size: crop to a centred square and resize to this side; None keeps the stored size.
+      flip: mirror half of the training images.
+      memory: bytes up to which a set is held in memory.
+      max_unreadable: records that may be damaged, in a set held in memory: they are named in the
+        log and left out. One more is an error.
+
+    Raises:
+      ConfigError: unknown name or split expression, overlapping splits, or images of mixed sizes
+        without `image_size`.
+      DataError: the data set is missing and cannot be downloaded, is not stored as array_record,
+        has no 8-bit images, or is damaged.
+    """
+    if image_size is not None and image_size < 1:
+        raise ConfigError(f"data.tfds.image_size={image_size}: expected at least 1")
+    builder = _prepared_builder(name, data_dir)
+    chosen = {"train": train, "validation": validation}
+    shards = {key: shards_of(builder, f"data.tfds.{key}", value) for key, value in chosen.items()}
+    check_disjoint(shards["train"], shards["validation"], train, validation)
+
+    if not shards[split]:
+        raise ConfigError(f"data.tfds.{split}={chosen[split]!r} has no examples in {name}")
+
+    # These pull in TFDS itself, which takes half a second that other sources need not spend.
+    import tensorflow_datasets as lib
+
+    from diffusion_jax.data.records import RecordSource
+
+    image_key, label_key, spec = _features(builder, image_size)
+    source: Source = RecordSource(
+        spec=spec,
+        shards=shards[split],
+        records=builder.as_data_source(
+            split=chosen[split], deserialize_method=lib.decode.DeserializeMethod.RAW_BYTES
+        ).data_source,
+        image_key=image_key,
+        label_key=label_key,
+        image_size=image_size,
+    )
+    if len(source) * int(np.prod(spec.shape)) <= memory:
+        source = _decoded(source, f"{name} {chosen[split]}", max_unreadable)
+    return HorizontalFlip(source=source) if flip and split == "train" else source
+
+
+def _prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
+    import tensorflow_datasets as lib
+
+    if data_dir is not None:
+        data_dir = os.path.expanduser(data_dir)
+    try:
+        builder = lib.builder(name, data_dir=data_dir)
+    except lib.core.DatasetNotFoundError:
+        known = lib.list_builders(with_community_datasets=False)
+        close = nearest(name, known)
+        raise ConfigError(
+            f"data.tfds.name={name!r} is no TFDS data set"
+            + (f" and none lies under data_dir={data_dir}" if data_dir else "")
+            + (f" (did you mean {close!r}?)" if close else "")
+        ) from None
+    except Exception as error:
+        raise ConfigError(f"data.tfds.name={name!r}: {_one_line(error)}") from error
+    if not builder.is_prepared():
+        _download(builder, name)
+        return builder
+    stored = builder.info.file_format
+    if stored is not lib.core.FileFormat.ARRAY_RECORD:
+        raise DataError(
+            f"{builder.data_path} is stored as {stored.value if stored else 'nothing'}; expected "
+            "array_record. Convert it: python -m tensorflow_datasets.scripts.convert_format "
+            f"--dataset_version_dir={builder.data_path} --out_file_format=array_record "
+            f"--out_dir=NEW/{builder.info.full_name}, then use --config.data.data_dir=NEW"
+        )
+    return builder
+
+
+def _download(builder: Any, name: str) -> None:
+    root = str(builder.data_path).removesuffix(builder.info.full_name).rstrip("/")
+    remedy = (
+        f"on a machine with a network type: tfds build {name} --data_dir={root} "
+        "--file_format=array_record; if it is prepared elsewhere: --config.data.data_dir=DIR"
+    )
+    if not _network(builder):
+        raise DataError(f"{name} is not under {root} and there is no network; {remedy}")
+    _LOG.warning("%s is not under %s: downloading and preparing it", name, root)
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except Exception as error:
+        raise DataError(
+            f"{name} is not under {root} and its download failed ({_one_line(error)}); {remedy}"
+        ) from error
+
+
+def _network(builder: Any) -> bool:
+    """Whether a host of the data set's files has an address.
+
+    Without a network TFDS retries for minutes before it gives up.
+    """
+    hosts = {urllib.parse.urlsplit(url).hostname for url in builder.url_infos or {}} - {None}
+    if not hosts or urllib.request.getproxies():
+        return True
+    for host in hosts:
+        try:
+            socket.getaddrinfo(host, 443)
+            return True
+        except OSError:
+            continue
+    return False
+
+
+def _features(builder: Any, image_size: int | None) -> tuple[str, str | None, DataSpec]:
+    """Names of the image and label features, and the shape of the examples."""
+    import tensorflow_datasets as lib
+
+    features = dict(builder.info.features.items())
+    images = [key for key, feature in features.items() if type(feature) is lib.features.Image]
+    labels = [key for key, f in features.items() if isinstance(f, lib.features.ClassLabel)]
+    if len(images) != 1 or features[images[0]].np_dtype != np.uint8:
+        raise DataError(
+            f"{builder.info.full_name} has the features {', '.join(features)}; "
+            "expected exactly one image of 8 bits"
+        )
+    height, width, channels = features[images[0]].shape
+    if channels not in (1, 3, 4):
+        raise DataError(
+            f"{builder.info.full_name}: images of {channels} channels; expected 1, 3, 4"
+        )
+    if image_size is not None:
+        height = width = image_size
+    if height is None or width is None:
+        raise ConfigError(
+            f"data.tfds.image_size is not set: the images of {builder.info.full_name} differ in "
+            "size; set it, for example to 64"
+        )
+    label_key = "label" if "label" in labels else labels[0] if len(labels) == 1 else None
+    feature = features[label_key] if label_key else None
+    spec = DataSpec(
+        shape=(height, width, channels),
+        kind="image",
+        num_classes=feature.num_classes if feature else 0,
+        classes=tuple(feature.names or ()) if feature else (),
+    )
+    return images[0], label_key, spec
+
+
+def _decoded(source: Any, title: str, max_unreadable: int) -> ArraySource:
+    """All of a RecordSource in memory."""
+    began = time.perf_counter()
+    size = len(source)
+    pixels = np.empty((size, *source.spec.shape), np.uint8)
+    labels = None if source.label_key is None else np.empty(size, np.int32)
+    errors: dict[int, str] = {}
+    for start in range(0, size, _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, size))
+        pixels[rows], some_labels, some_errors = source.decode(rows)
+        if labels is not None:
+            labels[rows] = some_labels
+        errors |= some_errors
+        if len(errors) > max_unreadable:
+            index, reason = next(iter(errors.items()))
+            raise DataError(
+                f"{len(errors)} unreadable records in {title}, "
+                f"max_unreadable={max_unreadable}; the first: {source.place(index)}: {reason}"
+            )
+    for index, reason in errors.items():
+        _LOG.warning("left out: %s: %s", source.place(index), reason)
+    kept = np.setdiff1d(np.arange(size), np.array(list(errors), np.int64))
+    if errors:
+        pixels, labels = pixels[kept], None if labels is None else labels[kept]
+    _LOG.info(
+        "%s: %d images decoded into %.0f MB in %.1f s",
+        title,
+        len(pixels),
+        pixels.nbytes / 1e6,
+        time.perf_counter() - began,
+    )
+    return ArraySource(spec=source.spec, x=pixels, example_ids=source.ids(kept), labels=labels)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
