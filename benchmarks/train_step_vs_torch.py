@@ -1,6 +1,6 @@
 """Training steps (forward, backward, AdamW) against PyTorch: same sizes, same run, alternating.
 
-    python benchmarks/train_step_vs_torch.py --torch_python=PATH [--network=unet|dit|digits]
+    python benchmarks/train_step_vs_torch.py --torch_python=PATH [--network=unet|dit|digits] [--plain]
 
 PATH is a Python that has PyTorch (this project does not use it). Each framework has a process of
 its own; they take turns, and the ratio printed is the median over turns of seconds in PyTorch over
@@ -69,7 +69,7 @@ def jax_worker() -> None:
     import jax.numpy as jnp
     import optax
 
-    from diffusion_jax.networks import NETWORKS, functional
+    from diffusion_jax.networks import NETWORKS, compiler_options, functional
 
     request = json.loads(sys.stdin.readline())
     sizes = dict(request["sizes"])
@@ -77,7 +77,7 @@ def jax_worker() -> None:
     make = functools.partial(NETWORKS[request["network"]], shape, num_classes=classes, **sizes)
     net = functional(make)
     keys = jax.random.split(jax.random.key(0), 5)
-    params = jax.jit(net.init)(keys[0])
+    params = jax.jit(net.init, compiler_options=compiler_options(run_once=True))(keys[0])
     tx = optax.adamw(1e-4, weight_decay=1e-2)
     opt_state = tx.init(params)
     full = (request["batch"], *shape)
@@ -93,7 +93,8 @@ def jax_worker() -> None:
         updates, opt_state = tx.update(gradients, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    step = jax.jit(step, donate_argnums=(0, 1), compiler_options=request["compiler_options"])
+    options = {} if request["plain"] else compiler_options()
+    step = jax.jit(step, donate_argnums=(0, 1), compiler_options=options)
     print(sum(leaf.size for leaf in jax.tree.leaves(params)), flush=True)
     for line in sys.stdin:
         start = time.perf_counter()
@@ -130,14 +131,14 @@ class Worker:
         self.process.wait()
 
 
-def compare(name: str, torch_python: str, turns: int, options: dict[str, str]) -> None:
+def compare(name: str, torch_python: str, turns: int, plain: bool) -> None:
     """Prints the seconds a step of both and their ratio for one case."""
-    case = {**CASES[name], "threads": os.cpu_count(), "compiler_options": options}
+    case = {**CASES[name], "threads": os.cpu_count(), "plain": plain}
     here = Path(__file__).resolve()
     ours = Worker([sys.executable, str(here), "--worker"], case)
     theirs = Worker([torch_python, str(here.with_name("torch_twins.py"))], case)
-    steps = max(1, round(1.0 / max(ours.seconds(2), 1e-9)) if ours.seconds(2) < 1.0 else 1)
-    theirs.seconds(2)
+    ours.seconds(2), theirs.seconds(2)
+    steps = max(1, round(1.0 / ours.seconds(2)))
     rows = [(theirs.seconds(steps), ours.seconds(steps)) for _ in range(turns)]
     torch_time, jax_time = (statistics.median(column) for column in zip(*rows, strict=True))
     ratio = statistics.median(t / j for t, j in rows)
@@ -156,14 +157,15 @@ def main() -> None:
     parser.add_argument("--torch_python")
     parser.add_argument("--network", choices=[*CASES, "all"], default="all")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--option", action="append", default=[], help="name=value for the compiler")
+    parser.add_argument("--plain", action="store_true", help="XLA's own options")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         return jax_worker()
-    options = dict(option.split("=", 1) for option in args.option)
+    if not args.torch_python:
+        parser.error("--torch_python=PATH is needed: a Python that has PyTorch")
     for name in CASES if args.network == "all" else [args.network]:
-        compare(name, args.torch_python, args.turns, options)
+        compare(name, args.torch_python, args.turns, args.plain)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python -m diffusion_jax.main --config=configs/heartbeat.py --workdir=runs/heartbeat
 
-Sequences of 20 bits with a one in every fifth place; the true log-likelihood is log2(1/5) = -2.3219
-bits a sequence. `val/bound_bits` is the bound (bits a sequence, the lower the better, never below
-2.3219 beyond its standard error), `val/bound_floor_bits` what factorised reverse kernels cost at best.
+Sequences of 20 bits with a one in every fifth place; the true log-likelihood is log2(1/5) bits a
+sequence, -2.3219. `val/bound_bits` is the bound on the negative log-likelihood (never below 2.3219
+beyond its standard error), `val/bound_floor_bits` what factorised reverse kernels cost at best.
 """
 
 from __future__ import annotations

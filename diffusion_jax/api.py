@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from diffusion_jax import builders, data, workdir
 from diffusion_jax import config as configs
 from diffusion_jax.checkpoints import Checkpointer
+from diffusion_jax.config import Config
 from diffusion_jax.parallel.arrays import global_batch
 from diffusion_jax.parallel.cache import enable_compilation_cache
 from diffusion_jax.parallel.distributed import reached_preemption
@@ -34,7 +34,7 @@ PyTree = Any
 DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "diffusion_jax" / "xla"
 
 
-def train(config: ConfigDict, path: str | Path) -> TrainState:
+def train(config: Config, path: str | Path) -> TrainState:
     """Starts, resumes or extends the run of a workdir; returns when `config.steps` are done.
 
     Args:
@@ -63,7 +63,7 @@ class Run:
         checkpoints: of this workdir.
     """
 
-    config: ConfigDict
+    config: Config
     path: Path
     model: builders.Model
     train_data: data.Source
@@ -72,7 +72,7 @@ class Run:
     checkpoints: Checkpointer
 
     @classmethod
-    def build(cls, config: ConfigDict, path: str | Path) -> Run:
+    def build(cls, config: Config, path: str | Path) -> Run:
         """Builds and checks everything that needs no compilation."""
         configs.validate(config)
         folder = workdir.prepare(path, config)
@@ -333,6 +333,6 @@ def load(path: str | Path) -> PixelPipeline:
     return builders.pipeline(config, built, params, on)
 
 
-def _cache_folder(config: ConfigDict) -> str:
+def _cache_folder(config: Config) -> str:
     chosen = config.compilation_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR")
     return os.path.expanduser(chosen or DEFAULT_CACHE)

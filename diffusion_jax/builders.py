@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from diffusion_jax import config as configs
 from diffusion_jax import data
+from diffusion_jax.config import Config
 from diffusion_jax.data import DataSpec, Source
 from diffusion_jax.diffusion import (
     denoiser,
@@ -92,11 +92,12 @@ class Model:
                 sigma_data=self.sigma_data,
             )
 
-        def bits(x: Any, t: Any) -> denoiser.Denoised:
+        def bits(x: Any, t: Any, carry: Any) -> tuple[denoiser.Denoised, Any]:
             x0 = jax.nn.sigmoid(predict(x, jnp.broadcast_to(t, x.shape[:1])))
-            return denoiser.Denoised(x0=x0, eps=x)
+            # Bits have no Gaussian noise; ancestral sampling reads x0 alone.
+            return denoiser.Denoised(x0=x0, eps=jnp.zeros_like(x)), carry
 
-        return denoiser.as_denoiser(bits, None)
+        return denoiser.Denoiser(step=bits)
 
     def estimate(self, params: PyTree, x: Any, t: Any, conditioning: Any, key: Any) -> Any:
         """x0_hat = E[x0 | x_t] as the variational objective wants it; `key` for dropout."""
@@ -105,7 +106,7 @@ class Model:
         return keyed.denoiser(params, conditioning)(x, t).x0
 
 
-def source(config: ConfigDict, split: str) -> Source:
+def source(config: Config, split: str) -> Source:
     """The examples of a split."""
     name, options = configs.component(config.data, "data")
     if name == "tfds":
@@ -114,7 +115,7 @@ def source(config: ConfigDict, split: str) -> Source:
         return data.load(name, split, **options)
 
 
-def schedule(config: ConfigDict) -> schedules.Schedule:
+def schedule(config: Config) -> schedules.Schedule:
     """The noise schedule of a Gaussian process."""
     field = "process.gaussian.schedule"
     name, options = configs.component(config.process.gaussian.schedule, field)
@@ -136,7 +137,7 @@ def _betas(name: str) -> Callable[..., np.ndarray]:
     return known[name]
 
 
-def network(config: ConfigDict, spec: DataSpec) -> Network:
+def network(config: Config, spec: DataSpec) -> Network:
     """The score network for data of this shape."""
     name, options = configs.component(config.network, "network")
     dtype = config.compute_dtype
@@ -149,7 +150,7 @@ def network(config: ConfigDict, spec: DataSpec) -> Network:
         return functional(functools.partial(NETWORKS[name], spec.shape, **options))
 
 
-def model(config: ConfigDict, spec: DataSpec) -> Model:
+def model(config: Config, spec: DataSpec) -> Model:
     """Network, process and prediction, checked to fit together."""
     process_name, options = configs.component(config.process, "process")
     shared = {
@@ -167,9 +168,7 @@ def model(config: ConfigDict, spec: DataSpec) -> Model:
             **shared,
         )
     if spec.kind == "bits":
-        raise ConfigError(
-            f"config.process.name={process_name!r}: bits need the process 'binomial'"
-        )
+        raise ConfigError(f"config.process.name={process_name!r}: bits need the process 'binomial'")
     noise_schedule = schedule(config)
     prediction = config.objective.denoising.prediction
     with section("objective.denoising.prediction"):
@@ -184,7 +183,7 @@ def model(config: ConfigDict, spec: DataSpec) -> Model:
     )
 
 
-def _check_binomial(config: ConfigDict, spec: DataSpec) -> None:
+def _check_binomial(config: Config, spec: DataSpec) -> None:
     expected = {
         "data.name": (spec.kind == "bits", config.data.name, "data of bits, such as 'heartbeat'"),
         "objective.name": (
@@ -200,12 +199,10 @@ def _check_binomial(config: ConfigDict, spec: DataSpec) -> None:
     }
     for field, (good, value, wanted) in expected.items():
         if not good:
-            raise ConfigError(
-                f"config.{field}={value!r}: the process 'binomial' needs {wanted}"
-            )
+            raise ConfigError(f"config.{field}={value!r}: the process 'binomial' needs {wanted}")
 
 
-def objective(config: ConfigDict, built: Model) -> Objective:
+def objective(config: Config, built: Model) -> Objective:
     """What is minimised."""
     name, options = configs.component(config.objective, "objective")
     drop = {"label": options["label_dropout"]} if built.conditional else {}
@@ -237,7 +234,7 @@ def _check_probability(field: str, value: float) -> None:
         raise ConfigError(f"{field}={value!r}: expected a probability between 0 and 1")
 
 
-def _sample_time(config: ConfigDict, noise_schedule: Any) -> Callable[[Any, Any, int], Any]:
+def _sample_time(config: Config, noise_schedule: Any) -> Callable[[Any, Any, int], Any]:
     field = "objective.denoising.time"
     name, options = configs.component(config.objective.denoising.time, field)
     draw = functools.partial(time_sampling.TIME_SAMPLINGS[name], **options)
@@ -252,7 +249,7 @@ def _sample_time(config: ConfigDict, noise_schedule: Any) -> Callable[[Any, Any,
     return stratified
 
 
-def _weight(config: ConfigDict, built: Model) -> Callable[[Any, Any], Any]:
+def _weight(config: Config, built: Model) -> Callable[[Any, Any], Any]:
     section_config = config.objective.denoising.weighting
     name = section_config.name
     if name not in weightings.WEIGHTINGS:
@@ -264,7 +261,7 @@ def _weight(config: ConfigDict, built: Model) -> Callable[[Any, Any], Any]:
     )
 
 
-def trainer(config: ConfigDict, built: Model) -> Trainer:
+def trainer(config: Config, built: Model) -> Trainer:
     """The engine's pure functions."""
     name, options = configs.component(config.optimizer, "optimizer")
     section_config = config.optimizer
@@ -293,7 +290,7 @@ OPTIMIZERS = {"adamw": adamw}
 
 
 def bound(
-    config: ConfigDict, built: Model, examples: Source, on: Mesh
+    config: Config, built: Model, examples: Source, on: Mesh
 ) -> tuple[BoundEvaluator, dict[str, float]]:
     """The evaluator of the variational bound; its floor in bits, where the data are enumerable."""
     times = time_grids.uniform(config.objective.variational.num_steps)
@@ -307,13 +304,13 @@ def bound(
     return evaluator, {} if floor is None else {"bound_floor_bits": floor}
 
 
-def mesh(config: ConfigDict) -> Mesh:
+def mesh(config: Config) -> Mesh:
     """The device mesh over all processes."""
     sizes = config.mesh
     return make_mesh(sizes.data, sizes.fsdp, sizes.context, sizes.tensor)
 
 
-def sampling_options(config: ConfigDict, built: Model) -> SamplingOptions:
+def sampling_options(config: Config, built: Model) -> SamplingOptions:
     """The defaults of `sample`."""
     s = config.sampling
     known = ("none", "static", "dynamic")
@@ -333,7 +330,7 @@ def sampling_options(config: ConfigDict, built: Model) -> SamplingOptions:
     )
 
 
-def time_grid(config: ConfigDict, built: Model) -> Callable[[int], np.ndarray]:
+def time_grid(config: Config, built: Model) -> Callable[[int], np.ndarray]:
     """`steps -> times` from 1 to 0, as the config names it."""
     name = config.sampling.grid.name
     if name == "uniform" or built.schedule is None:
@@ -356,7 +353,7 @@ def _karras(noise_schedule: schedules.Schedule, rho: float, steps: int) -> np.nd
     return time_grids.karras(noise_schedule, steps, sigma_min=0.002, sigma_max=sigma_max, rho=rho)
 
 
-def pipeline(config: ConfigDict, built: Model, params: PyTree, on: Mesh) -> PixelPipeline:
+def pipeline(config: Config, built: Model, params: PyTree, on: Mesh) -> PixelPipeline:
     """The sampler of a trained model."""
     with section("sampling"):
         return PixelPipeline(

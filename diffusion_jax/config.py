@@ -17,6 +17,9 @@ from ml_collections.config_dict import placeholder
 
 from diffusion_jax.errors import ConfigError, nearest, unknown_name
 
+Config = Any
+"""An `ml_collections.ConfigDict`. Its fields exist at run time alone, so no checker knows them."""
+
 MAY_CHANGE = (
     "steps",
     "batch_size",
@@ -36,7 +39,7 @@ MAY_CHANGE = (
 change because the position in the data is kept in examples."""
 
 
-def base() -> ConfigDict:
+def base() -> Config:
     """Every field with its default. Config files start from this and set what they need."""
     config = ConfigDict(
         {
@@ -128,7 +131,7 @@ def _network() -> dict[str, Any]:
             "dropout": 0.0,
             "scan": True,
             "remat": "none",
-            "attention": placeholder(str),
+            "attention": "auto",
         },
         # What the network is told of the noise: logsnr, t, c_noise or timestep.
         "noise_input": "logsnr",
@@ -195,7 +198,7 @@ def _sampling() -> dict[str, Any]:
     }
 
 
-def component(config: ConfigDict, field: str) -> tuple[str, dict[str, Any]]:
+def component(config: Config, field: str) -> tuple[str, dict[str, Any]]:
     """The chosen component of `config` and its options.
 
     Args:
@@ -211,7 +214,7 @@ def component(config: ConfigDict, field: str) -> tuple[str, dict[str, Any]]:
     return config.name, config[config.name].to_dict()
 
 
-def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Config | Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """All fields as (dotted path, value), in a stable order; tuples become lists as in JSON."""
     for key in sorted(config):
         value = config[key]
@@ -221,7 +224,7 @@ def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> Iterato
             yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted path -> (old, new) of all fields that differ; a missing field counts as None."""
     before, after = dict(flatten(old)), dict(flatten(new))
     paths = sorted({*before, *after})
@@ -237,7 +240,7 @@ def may_change(path: str) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in MAY_CHANGE)
 
 
-def check_resume(old: ConfigDict, new: ConfigDict, workdir: str) -> None:
+def check_resume(old: Config, new: Config, workdir: str) -> None:
     """Compares the config of a workdir with the one asked for.
 
     Raises:
@@ -253,7 +256,7 @@ def check_resume(old: ConfigDict, new: ConfigDict, workdir: str) -> None:
         )
 
 
-def _is_read(path: str, config: ConfigDict) -> bool:
+def _is_read(path: str, config: Config) -> bool:
     """Whether the field lies in a branch that is in use: `network.dit.*` is not under a U-Net."""
     section = config
     for key in path.split(".")[:-1]:
@@ -267,12 +270,12 @@ def _is_read(path: str, config: ConfigDict) -> bool:
     return True
 
 
-def to_json(config: ConfigDict) -> dict[str, Any]:
+def to_json(config: Config) -> dict[str, Any]:
     """The config as plain JSON values."""
     return json.loads(json.dumps(config.to_dict()))
 
 
-def from_json(values: Mapping[str, Any]) -> ConfigDict:
+def from_json(values: Mapping[str, Any]) -> Config:
     """Reads `to_json` back. Fields that did not exist when it was written take their default.
 
     Raises:
@@ -287,7 +290,7 @@ _OPEN_SECTIONS = ("config.ema.decays",)
 """Sections whose keys are names given by the user."""
 
 
-def _overlay(section: ConfigDict, values: Mapping[str, Any], path: str) -> None:
+def _overlay(section: Config, values: Mapping[str, Any], path: str) -> None:
     for key, value in values.items():
         field = f"{path}.{key}"
         if path not in _OPEN_SECTIONS and key not in section:
@@ -305,7 +308,7 @@ def _overlay(section: ConfigDict, values: Mapping[str, Any], path: str) -> None:
             section[key] = value
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """Checks ranges that need no other object to be judged.
 
     Raises:
@@ -361,7 +364,7 @@ _MINIMA = {
 
 
 def apply_variant(
-    config: ConfigDict, variant: str | None, known: Mapping[str, Callable[[ConfigDict], None]]
+    config: Config, variant: str | None, known: Mapping[str, Callable[[ConfigDict], None]]
 ) -> None:
     """Applies the variant named after the colon in `--config=file.py:variant`.
 

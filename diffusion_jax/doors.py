@@ -7,13 +7,13 @@ fault of ours shows a traceback.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from diffusion_jax.errors import ConfigError, DiffusionJaxError, nearest
+from diffusion_jax.errors import ConfigError, DiffusionJaxError
+from diffusion_jax.flag_errors import explain
 
 
 def enter(
@@ -21,6 +21,7 @@ def enter(
     *,
     required: Sequence[str],
     argv: Sequence[str] | None = None,
+    agree_on_sigterm: bool = False,
 ) -> None:
     """Parses the flags, runs, and exits with the code of the outcome.
 
@@ -28,13 +29,15 @@ def enter(
         run: the work; reads its flags from where it defined them.
         required: flags that must be given.
         argv: command line; the process's own by default.
+        agree_on_sigterm: whether `run` asks at every step if the machine is wanted back; SIGTERM
+            ends the process otherwise.
     """
     try:
         parse(sys.argv if argv is None else argv, required)
         _quiet()
         from diffusion_jax.parallel import distributed
 
-        distributed.initialize()
+        distributed.initialize(agree_on_sigterm=agree_on_sigterm)
         run()
     except DiffusionJaxError as error:
         leave(error)
@@ -56,23 +59,16 @@ def parse(argv: Sequence[str], required: Sequence[str]) -> None:
     """
     try:
         rest = flags.FLAGS(list(argv))
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise ConfigError(_explain(error)) from error
+        for name in required:
+            # A config file that cannot be opened shows itself only when its value is used.
+            hasattr(flags.FLAGS[name].value, "lock")
+    except Exception as error:  # a config file may raise anything
+        raise ConfigError(explain(error, argv)) from error
     if len(rest) > 1:
         raise ConfigError(f"argument {rest[1]!r} is no flag; flags look like --name=value")
     for name in required:
         if not flags.FLAGS[name].value:
             raise ConfigError(f"--{name} is missing")
-
-
-def _explain(error: BaseException) -> str:
-    """One line for what absl and ml_collections report in many shapes."""
-    if isinstance(error, flags.UnrecognizedFlagError):
-        close = nearest(error.flagname, list(flags.FLAGS))
-        hint = f"; did you mean --{close}?" if close else ""
-        return f"--{error.flagname} is no flag{hint}"
-    text = re.sub(r"\s+", " ", str(error)).strip().strip("'\"")
-    return text or type(error).__name__
 
 
 def _quiet() -> None:

@@ -24,4 +24,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    doors.enter(run, required=("config", "workdir"))
+    doors.enter(run, required=("config", "workdir"), agree_on_sigterm=True)

@@ -9,9 +9,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from diffusion_jax import config as configs
+from diffusion_jax.config import Config
 from diffusion_jax.errors import ConfigError
 
 CONFIG_FILE = "config.json"
@@ -21,7 +20,7 @@ TRAJECTORY = "trajectory.gif"
 PACKAGES = ("diffusion-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def prepare(workdir: str | Path, config: ConfigDict) -> Path:
+def prepare(workdir: str | Path, config: Config) -> Path:
     """Makes or opens a workdir for a run with this config.
 
     Args:
@@ -51,7 +50,7 @@ def prepare(workdir: str | Path, config: ConfigDict) -> Path:
     return path
 
 
-def read_config(workdir: str | Path) -> ConfigDict:
+def read_config(workdir: str | Path) -> Config:
     """The config that made a workdir.
 
     Raises:
@@ -72,7 +71,7 @@ def read_config(workdir: str | Path) -> ConfigDict:
     return configs.from_json(values)
 
 
-def write_config(path: Path, config: ConfigDict) -> None:
+def write_config(path: Path, config: Config) -> None:
     """Writes `config.json`: the config, the versions and the commit that run it."""
     described = {
         "config": configs.to_json(config),
@@ -111,4 +110,3 @@ def git_commit() -> str | None:
         return f"{commit}-dirty" if git("status", "--porcelain", "-uno") else commit
     except (OSError, subprocess.SubprocessError):
         return None
-

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
 import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -12,7 +21,70 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook("diffusion_jax", "beartype.beartype")
+
+
+class Door:
+    """A running `python -m diffusion_jax.<door>`."""
+
+    def __init__(self, folder: Path, pid: int) -> None:
+        self.folder, self.pid = folder, pid
+
+    def signal(self, number: int) -> None:
+        """Sends a signal; one that comes after the end is lost."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    @property
+    def running(self) -> bool:
+        return not (self.folder / "code").exists()
+
+    def wait(self, timeout: float = 60.0) -> tuple[int, str, str]:
+        """(exit code, stdout, stderr); the code is -n for signal n."""
+        deadline = time.monotonic() + timeout
+        while self.running:
+            if time.monotonic() > deadline:
+                self.signal(signal.SIGKILL)
+                raise TimeoutError(f"{timeout} s: {(self.folder / 'err').read_text()}")
+            time.sleep(0.005)
+        out, err = ((self.folder / name).read_text() for name in ("out", "err"))
+        return int((self.folder / "code").read_text()), out, err
+
+
+@pytest.fixture(scope="session")
+def start_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Door]]:
+    """`start_door("main", "--config=...", ids=None, DIFFUSION_JAX_...=...)` starts a process."""
+    root = tmp_path_factory.mktemp("doors")
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(root / "cache")}
+    server = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("door_server.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, **cache},
+        text=True,
+    )
+    numbers = itertools.count()
+
+    def start(name: str, *argv: str, ids: Path | None = None, **environment: object) -> Door:
+        folder = root / str(next(numbers))
+        folder.mkdir()
+        request = {
+            "module": f"diffusion_jax.{name}",
+            "argv": argv,
+            "env": {key: str(value) for key, value in environment.items()},
+            "ids": str(ids) if ids else None,
+            **{file: str(folder / file) for file in ("out", "err", "code")},
+        }
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        return Door(folder, int(server.stdout.readline()))
+
+    yield start
+    server.stdin.close()
+    server.stdout.close()
+    server.wait()

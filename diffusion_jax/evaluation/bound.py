@@ -7,6 +7,7 @@ only error left is that of the mean over examples and draws.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -41,8 +42,9 @@ class BoundEvaluator:
     seed: int
     mesh: Any
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_totals", jax.jit(self._bits))
+    @functools.cached_property
+    def _totals(self) -> Callable[..., Any]:
+        return jax.jit(self._bits)
 
     def __call__(self, params: PyTree, batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """Mean and standard error over all real examples of padded batches.
@@ -53,7 +55,7 @@ class BoundEvaluator:
         count, total, squares = 0.0, 0.0, 0.0
         with jax.set_mesh(self.mesh):
             for number, batch in enumerate(batches):
-                sums = self._totals(params, batch, jnp.uint32(number))  # type: ignore[attr-defined]
+                sums = self._totals(params, batch, jnp.uint32(number))
                 count, total, squares = (
                     a + float(b) for a, b in zip((count, total, squares), sums, strict=True)
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffusion_jax.networks.compiling import compiler_options
 from diffusion_jax.networks.dit import DiT
 from diffusion_jax.networks.functional import Network, functional
 from diffusion_jax.networks.mlp import MLP
@@ -9,4 +10,4 @@ from diffusion_jax.networks.unet import UNet
 
 NETWORKS = {"dit": DiT, "mlp": MLP, "unet": UNet}
 
-__all__ = ["MLP", "NETWORKS", "DiT", "Network", "UNet", "functional"]
+__all__ = ["MLP", "NETWORKS", "DiT", "Network", "UNet", "compiler_options", "functional"]

@@ -12,6 +12,7 @@ conditioning of an example is dropped (Ho & Salimans 2022), which classifier-fre
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -120,7 +121,7 @@ def loss_by_noise(
     keep = jnp.ones_like(example_loss) if mask is None else mask.astype(example_loss.dtype)
     edges = ["-inf", *(f"{e:+.0f}" for e in NOISE_BIN_EDGES), "+inf"]
     result = {}
-    for number, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for number, (low, high) in enumerate(itertools.pairwise(edges)):
         inside = (index == number) & (keep > 0)
         total = jnp.sum(jnp.where(inside, example_loss, 0.0))
         result[f"loss_logsnr/{low}..{high}"] = (total, jnp.sum(inside.astype(jnp.float32)))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
@@ -57,7 +58,8 @@ class Variational:
 
         steps = len(self.times) - 1
         term = likelihood.variational_term(self.process, x0, x_t, x0_hat, t, s)
-        bits = (steps * term + likelihood.prior_term(self.process, x0)) / math.log(2.0)
+        nats = steps * term + likelihood.prior_term(self.process, x0)
+        bits = jnp.asarray(nats) / math.log(2.0)
         dimensions = math.prod(x0.shape[1:])
         loss, total, count = masked_mean(bits / dimensions, batch.get("mask"))
         metrics = {"loss": (total, count), "bits_per_example": (total * dimensions, count)}

@@ -34,7 +34,7 @@ def prepare(out: str | Path) -> Path:
 
 def write(folder: Path, samples: Samples, spec: DataSpec) -> None:
     """Writes all files of a set of samples."""
-    np.savez_compressed(folder / "samples.npz", **samples.arrays())
+    np.savez_compressed(folder / "samples.npz", allow_pickle=False, **samples.arrays())
     shown = samples.x[:GRID_LIMIT]
     labels = None
     if samples.label is not None and spec.kind == "image":

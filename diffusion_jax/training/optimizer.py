@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -92,9 +92,9 @@ def every(period: int, inner: optax.GradientTransformation) -> optax.GradientTra
     def init(params: PyTree) -> PeriodicState:
         return PeriodicState(jnp.zeros((), jnp.int32), inner.init(params))
 
-    def update(grads: PyTree, state: PeriodicState, params: PyTree = None):
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         due = state.count % period == 0
-        updates, new = inner.update(grads, state.inner, params)
+        updates, new = inner.update(updates, state.inner, params)
         updates = jax.tree.map(lambda u: jnp.where(due, u, jnp.zeros_like(u)), updates)
         new = jax.tree.map(lambda a, b: jnp.where(due, a, b), new, state.inner)
         return updates, PeriodicState(state.count + 1, new)
@@ -118,7 +118,7 @@ def grouped(
     """One transformation for all parameter groups; clipping norms are taken within a group."""
     if not groups:
         return default
-    transforms = {
+    transforms: dict[Hashable, optax.GradientTransformation] = {
         g.name: every(g.period, g.optimizer or default)
         if g.period > 1
         else (g.optimizer or default)

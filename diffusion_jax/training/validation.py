@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,8 +36,9 @@ class Validator:
     count: int
     mesh: Any
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_evaluate", jax.jit(self._metrics))
+    @functools.cached_property
+    def _evaluate(self) -> Callable[..., Any]:
+        return jax.jit(self._metrics)
 
     def __call__(self, state: TrainState, frozen: Mapping[str, PyTree]) -> dict[str, float]:
         """Means over the held-out examples.

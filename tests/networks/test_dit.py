@@ -13,13 +13,16 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.networks import DiT, dit, functional
 from diffusion_jax.networks.stacking import stack_blocks, unstack_blocks
 
+# Tests compile much and compute little.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 SMALL = functools.partial(DiT, (8, 8, 2), dim=24, depth=3, heads=2, num_classes=3, dropout=0.2)
 
 
 @functools.cache
 def params():
     """Scanned parameters moved off their zero start."""
-    tree = jax.jit(functional(SMALL).init)(jax.random.key(0))
+    tree = jit(functional(SMALL).init)(jax.random.key(0))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda a: a + 0.1 * rng.normal(size=a.shape).astype(np.float32), tree)
 
@@ -32,7 +35,7 @@ def loss_and_gradients(tree, key=None, **options):
         out = net.apply(tree, x, jnp.arange(4.0), {"label": jnp.arange(4) % 3}, key=key)
         return jnp.mean(jnp.sin(out)), out
 
-    (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(tree)
+    (_, out), gradients = jit(jax.value_and_grad(loss, has_aux=True))(tree)
     return out, gradients
 
 
@@ -48,8 +51,8 @@ def test_converting_layouts_is_exact_and_matches_the_unrolled_network():
 
 
 def test_both_layouts_start_from_the_same_weights():
-    scanned = jax.jit(functional(SMALL).init)(jax.random.key(5))
-    unrolled = jax.jit(functional(functools.partial(SMALL, scan=False)).init)(jax.random.key(5))
+    scanned = jit(functional(SMALL).init)(jax.random.key(5))
+    unrolled = jit(functional(functools.partial(SMALL, scan=False)).init)(jax.random.key(5))
     assert_trees_close(stack_blocks(unrolled), scanned, 1e-6)
     kernel = scanned["blocks"]["mlp"]["fc1"]["kernel"]
     assert not np.allclose(kernel[0], kernel[1])
@@ -107,10 +110,10 @@ def test_patches_are_blocks_of_the_image_and_come_back():
 @pytest.mark.parametrize("positions", ["sincos", "learned"])
 def test_positions_tell_equal_patches_apart(positions):
     net = functional(functools.partial(SMALL, positions=positions, out_channels=3))
-    tree = jax.jit(net.init)(jax.random.key(0))
+    tree = jit(net.init)(jax.random.key(0))
     tree = jax.tree.map(lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), tree)
     assert ("positions" in tree) == (positions == "learned")
-    out = jax.jit(net.apply)(tree, jnp.ones((1, 8, 8, 2)), jnp.zeros(1), {})
+    out = jit(net.apply)(tree, jnp.ones((1, 8, 8, 2)), jnp.zeros(1), {})
     assert out.shape == (1, 8, 8, 3)
     tokens = dit.to_patches(out, 2)[0]
     assert len(np.unique(tokens.round(4), axis=0)) == 16

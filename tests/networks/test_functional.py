@@ -12,6 +12,9 @@ from flax import nnx
 
 from diffusion_jax.networks import MLP, DiT, UNet, functional
 
+# Tests compile much and compute little.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 UNET = functools.partial(
     UNet, (4, 4, 1), channels=8, multipliers=(1, 2), blocks=1, attention_resolutions=()
 )
@@ -27,10 +30,10 @@ def built(name, **options):
     """Shape, network and parameters moved off their zero start."""
     shape, make = CASES[name]
     net = functional(functools.partial(make, num_classes=4, **options))
-    leaves, tree = jax.tree.flatten(jax.jit(net.init)(jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(jit(net.init)(jax.random.key(0)))
     rng = np.random.default_rng(0)
     leaves = [a + 0.05 * rng.normal(size=a.shape).astype(np.float32) for a in leaves]
-    return shape, net, jax.tree.unflatten(tree, leaves), jax.jit(net.apply)
+    return shape, net, jax.tree.unflatten(tree, leaves), jit(net.apply)
 
 
 def inputs(shape, batch=4):
@@ -55,8 +58,8 @@ def test_parameters_are_a_plain_float32_tree_whatever_the_compute_dtype(name):
 def test_output_starts_at_zero(name):
     shape, make = CASES[name]
     net = functional(make)
-    params = jax.jit(net.init)(jax.random.key(0))
-    out = jax.jit(net.apply)(params, *inputs(shape), {})
+    params = jit(net.init)(jax.random.key(0))
+    out = jit(net.apply)(params, *inputs(shape), {})
     np.testing.assert_array_equal(out, jnp.zeros((4, *shape)))
 
 
@@ -66,7 +69,7 @@ def test_every_parameter_and_input_matters(name):
     x, noise = inputs(shape)
     conditioning = {"label": jnp.arange(4), "label_keep": jnp.array([True, True, False, True])}
 
-    @jax.jit
+    @jit
     def gradients(params, x, noise):
         def loss(params, x, noise):
             return jnp.mean(jnp.square(net.apply(params, x, noise, conditioning) - 1.0))
@@ -135,7 +138,7 @@ def test_bfloat16_compute_stays_near_float32(name):
     _, half, _, _ = built(name, dtype="bfloat16")
     x, noise = inputs(shape)
     want = apply(params, x, noise, {})
-    got = jax.jit(half.apply)(params, x, noise, {})
+    got = jit(half.apply)(params, x, noise, {})
     assert got.dtype == jnp.float32
     error = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
     assert 0 < error < 0.05
@@ -147,12 +150,12 @@ def test_noise_inputs_that_name_one_level_agree(name):
     shape, _, params, apply = built(name)
     x, noise = inputs(shape)
     _, c_noise, _, _ = built(name, noise_input="c_noise")
-    flipped = jax.jit(c_noise.apply)(params, x, noise / 8, {})
+    flipped = jit(c_noise.apply)(params, x, noise / 8, {})
     np.testing.assert_allclose(flipped, apply(params, x, noise, {}), atol=2e-3)
     _, timestep, _, _ = built(name, noise_input="timestep")
     _, t, _, _ = built(name, noise_input="t")
-    by_step = jax.jit(timestep.apply)(params, x, 1000 * jnp.linspace(0, 1, 4), {})
-    by_time = jax.jit(t.apply)(params, x, jnp.linspace(0, 1, 4), {})
+    by_step = jit(timestep.apply)(params, x, 1000 * jnp.linspace(0, 1, 4), {})
+    by_time = jit(t.apply)(params, x, jnp.linspace(0, 1, 4), {})
     np.testing.assert_allclose(by_time, by_step, atol=2e-3)
     assert (t.noise_input, timestep.noise_input) == ("t", "timestep")
 
@@ -166,7 +169,7 @@ def test_eight_devices_give_the_single_device_result(name):
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     with jax.set_mesh(mesh):
-        sharded = jax.jit(net.apply, in_shardings=(whole, split, split, split))(
+        sharded = jit(net.apply, in_shardings=(whole, split, split, split))(
             params, *jax.device_put((x, noise, conditioning), split)
         )
     assert sharded.sharding.spec[0] == ("data", "fsdp")
@@ -183,10 +186,10 @@ def test_initialisation_can_be_born_sharded():
         ),
         tree,
     )
-    params = jax.jit(net.init, out_shardings=shardings)(jax.random.key(3))
+    params = jit(net.init, out_shardings=shardings)(jax.random.key(3))
     kernel = params["layers"]["0"]["fc1"]["kernel"]
     assert kernel.addressable_shards[0].data.shape[0] == kernel.shape[0] // 8
-    plain = jax.jit(net.init)(jax.random.key(3))
+    plain = jit(net.init)(jax.random.key(3))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, plain)
 
 

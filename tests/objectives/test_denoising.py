@@ -56,7 +56,9 @@ def evaluate(objective, dim=4, seed=0):
     return jax.jit(lambda x, keys: objective({}, {"x": x}, keys, context))(x, keys)
 
 
-@pytest.mark.parametrize("make", [schedules.cosine, schedules.rectified_flow, schedules.linear_beta])
+@pytest.mark.parametrize(
+    "make", [schedules.cosine, schedules.rectified_flow, schedules.linear_beta]
+)
 def test_loss_of_the_exact_denoiser(make):
     """E |eps_hat - eps|^2 = alpha^2 C^2 / (alpha^2 C^2 + sigma^2), averaged over t."""
     schedule = make()

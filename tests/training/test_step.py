@@ -143,9 +143,7 @@ def test_guard_counts_start_again_after_a_good_step():
 def test_bad_examples_keep_their_place_under_accumulation():
     batch = make_batch(0)
     batch["x"][13] = np.nan
-    _, metrics = jax.jit(make_trainer(accumulation=4).train_step)(
-        make_trainer().init(), {}, batch
-    )
+    _, metrics = jax.jit(make_trainer(accumulation=4).train_step)(make_trainer().init(), {}, batch)
     assert np.flatnonzero(metrics.bad_examples).tolist() == [13]
 
 
