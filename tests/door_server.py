@@ -1,0 +1,77 @@
+"""Starts doors as processes of their own, by forking: importing costs more than most of them do.
+
+Reads one JSON object a line: `module` and `argv` of `python -m`, `env`, the files `out`, `err` and
+`code`, and `ids`, a file for the example ids of every batch that the training loop took. Answers
+with the process id; the exit code appears in `code`, negative for a signal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+import diffusion_jax.api
+import diffusion_jax.pipelines.output
+from diffusion_jax.data import Loader, Prefetcher
+
+
+def record_ids(path):
+    """Notes which examples the loop takes: `{"position": n, "ids": [...]}` a batch."""
+    fetched, make, take = {}, Loader.batch, Prefetcher.__next__
+
+    def batch(self, position):
+        result = make(self, position)
+        fetched[position] = result["id"].tolist()
+        return result
+
+    def following(self):
+        position, item = take(self)
+        with open(path, "a") as file:
+            file.write(json.dumps({"position": position, "ids": fetched.pop(position)}) + "\n")
+        return position, item
+
+    Loader.batch, Prefetcher.__next__ = batch, following
+
+
+def become(request):
+    """Turns this process into the door; ends as `python -m` would, at-exit functions included."""
+    for descriptor, name in ((1, "out"), (2, "err")):
+        file = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, descriptor)
+    os.environ.update(request["env"])
+    if request["ids"]:
+        record_ids(request["ids"])
+    sys.argv = [request["module"], *request["argv"]]
+    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+
+
+def keep(request):
+    """Starts the door, says its process id and waits for its end."""
+    pid = os.fork()
+    if pid == 0:
+        become(request)
+        sys.exit(0)
+    print(pid, flush=True)
+    _, status = os.waitpid(pid, 0)
+    code = Path(request["code"])
+    code.with_suffix(".part").write_text(str(os.waitstatus_to_exitcode(status)))
+    code.with_suffix(".part").rename(code)
+    os._exit(0)
+
+
+def serve():
+    """Never waits for a door itself, so that several run at once."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while line := sys.stdin.readline():
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            keep(json.loads(line))
+
+
+if __name__ == "__main__":
+    assert diffusion_jax.api
+    serve()
