@@ -69,7 +69,8 @@ def _in_config_file(error: BaseException | None, path: str) -> str | None:
     if not os.path.isfile(path):
         return f"--config={path!r} is no file; expected one such as configs/digits.py"
     while error is not None:
-        if isinstance(error, DiffusionJaxError):
+        # ml_collections raises its trace anew as the same type; the error itself is its context.
+        if isinstance(error, DiffusionJaxError) and "Traceback" not in str(error):
             return str(error)
         for frame in reversed(traceback.extract_tb(error.__traceback__)):
             if frame.filename == path:

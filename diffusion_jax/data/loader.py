@@ -82,13 +82,15 @@ class Loader:
     def batch(self, position: int) -> Batch:
         """This process's part of the global batch that starts at `position` (in examples).
 
+        Values that are not finite pass: the training step skips such a batch and names its ids.
+
         Raises:
-          DataError: an example cannot be read or is not finite.
+          DataError: an example cannot be read.
         """
         local = self.batch_size // self.process_count
         start = position + self.process_index * local
         positions = start + np.arange(local, dtype=np.int64)
-        return _check_finite(self.source.fetch(self._indices(start, local), positions))
+        return self.source.fetch(self._indices(start, local), positions)
 
     def ids(self, position: int) -> Int64[np.ndarray, " batch"]:
         """Ids of the whole global batch at `position`, without reading the examples."""
