@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 from jaxtyping import Int32, Int64, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from diffusion_jax.data.arrays import from_uint8
@@ -24,6 +24,7 @@ from diffusion_jax.data.spec import Batch, DataSpec
 from diffusion_jax.data.transforms import resize
 from diffusion_jax.errors import DataError
 
+_READ_ERRORS = (RuntimeError, OSError, ValueError)
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -110,13 +111,19 @@ class RecordSource:
         raise IndexError(index)
 
     def _read(self, indices: Int64[np.ndarray, " n"]) -> list[bytes]:
+        wanted = [int(i) for i in indices]
         try:
-            return self.records.__getitems__([int(i) for i in indices])
-        except (RuntimeError, OSError, ValueError) as error:
-            # The reader does not always name the file, so the first index asked for has to.
+            return self.records.__getitems__(wanted)
+        except _READ_ERRORS:
+            # The reader does not always name the file: one at a time shows which it is.
+            return [self._read_one(index) for index in wanted]
+
+    def _read_one(self, index: int) -> bytes:
+        try:
+            return self.records.__getitems__([index])[0]
+        except _READ_ERRORS as error:
             reason = " ".join(str(error).split())
-            place = self.place(int(indices[0]))
-            raise DataError(f"the shard at or after {place} cannot be read: {reason}") from error
+            raise DataError(f"{self.place(index)}: the shard cannot be read ({reason})") from error
 
     def _decode_record(self, record: bytes) -> tuple[np.ndarray, int]:
         try:
@@ -149,10 +156,12 @@ class RecordSource:
                 if self.image_size is not None:
                     image = resize(image, self.image_size)
                 pixels = np.asarray(image)
+        except UnidentifiedImageError as error:
+            raise UnreadableError("its image is of no known format") from error
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UnreadableError(f"the image cannot be decoded ({error})") from error
+            raise UnreadableError(f"its image cannot be decoded ({error})") from error
         if pixels.shape[:2] != (height, width):
             raise UnreadableError(
-                f"the image is {pixels.shape[0]} x {pixels.shape[1]}; expected {height} x {width}"
+                f"its image is {pixels.shape[0]} x {pixels.shape[1]}; expected {height} x {width}"
             )
         return pixels.reshape(height, width, channels)

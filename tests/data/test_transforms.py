@@ -1,0 +1,69 @@
+"""Resizing before memory, flips on the way into a batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax import data
+from diffusion_jax.data.arrays import ArraySource, from_uint8
+from diffusion_jax.data.spec import DataSpec
+from diffusion_jax.data.transforms import HorizontalFlip, resize
+
+
+@pytest.fixture
+def images():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 4, 6, 3), dtype=np.uint8)
+    spec = DataSpec(shape=(4, 6, 3), kind="image")
+    return ArraySource(spec=spec, x=pixels, example_ids=np.arange(64))
+
+
+def test_all_pixel_values_meet_their_exact_place():
+    values = from_uint8(np.arange(256, dtype=np.uint8))
+    assert values.dtype == np.float32
+    assert (values[0], values[255]) == (-1.0, 1.0)
+    np.testing.assert_allclose(values.astype(np.float64) * 127.5 + 127.5, np.arange(256), atol=1e-5)
+
+
+def test_half_of_the_images_are_mirrored_and_none_is_changed_otherwise(images):
+    flipped = HorizontalFlip(source=images)
+    indices = np.tile(np.arange(64), 40)
+    batch = flipped.fetch(indices, np.arange(len(indices)))
+    plain = images.fetch(indices)
+    same = (batch["x"] == plain["x"]).all(axis=(1, 2, 3))
+    mirrored = (batch["x"] == plain["x"][:, :, ::-1, :]).all(axis=(1, 2, 3))
+    assert (same ^ mirrored).all()
+    assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(indices))
+    # Each example is seen both ways in the course of the epochs.
+    assert (mirrored.reshape(40, 64).any(axis=0) & same.reshape(40, 64).any(axis=0)).all()
+    np.testing.assert_array_equal(batch["id"], plain["id"])
+
+
+def test_flips_follow_the_position_whatever_the_process(images):
+    whole = data.Loader(source=HorizontalFlip(source=images), batch_size=8, seed=0)
+    parts = [
+        data.Loader(
+            source=HorizontalFlip(source=images),
+            batch_size=8,
+            seed=0,
+            process_index=i,
+            process_count=2,
+        )
+        for i in range(2)
+    ]
+    joined = np.concatenate([part.batch(24)["x"] for part in parts])
+    np.testing.assert_array_equal(joined, whole.batch(24)["x"])
+
+
+def test_validation_is_never_flipped(images):
+    for batch in data.sequential_batches(HorizontalFlip(source=images), 64):
+        np.testing.assert_array_equal(batch["x"], images.fetch(np.arange(64))["x"])
+
+
+def test_resize_takes_the_centre_square():
+    pixels = np.zeros((10, 30), np.uint8)
+    pixels[:, 10:20] = 200
+    small = np.asarray(resize(Image.fromarray(pixels), 5))
+    assert small.shape == (5, 5)
+    assert small[:, 1:4].min() >= 195
