@@ -1,6 +1,6 @@
 """Training steps (forward, backward, AdamW) against PyTorch: same sizes, same run, alternating.
 
-    python benchmarks/train_step_vs_torch.py --torch_python=PATH [--network=unet|dit|digits] [--plain]
+    python benchmarks/train_step_vs_torch.py --torch_python=PATH [--network=dit] [--plain]
 
 PATH is a Python that has PyTorch (this project does not use it). Each framework has a process of
 its own; they take turns, and the ratio printed is the median over turns of seconds in PyTorch over

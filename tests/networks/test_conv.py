@@ -53,7 +53,8 @@ def test_upsampling_by_phases_equals_its_definition_with_gradients(space):
     probe = jax.random.normal(keys[2], (2, *(2 * size for size in space), 4))
 
     def of(function):
-        return jax.value_and_grad(lambda x, k: jnp.sum(probe * function(x, k)), (0, 1))(x, kernel)
+        loss = jax.value_and_grad(lambda x, k: jnp.sum(probe * function(x, k)), (0, 1))
+        return jax.jit(loss)(x, kernel)
 
     plain = of(lambda x, k: conv.convolve(conv.double(x), k))
     fast = of(conv.convolve_doubled)
