@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -78,11 +79,14 @@ class Run:
         folder = workdir.prepare(path, config)
         mesh = builders.mesh(config)
         processes = process_part(mesh)[1]
-        check_batch_size(config.batch_size, config.accumulation, mesh, processes)
-        check_batch_size(config.validation.batch_size or config.batch_size, 1, mesh, processes)
+        with builders.named("config."):
+            check_batch_size(config.batch_size, config.accumulation, mesh, processes)
+        with builders.named("config.validation."):
+            check_batch_size(config.validation.batch_size or config.batch_size, 1, mesh, processes)
         train_data = builders.source(config, "train")
         model = builders.model(config, train_data.spec)
-        builders.pipeline(config, model, {}, mesh).check()
+        with builders.named("config.sampling."):
+            builders.pipeline(config, model, {}, mesh).check()
         compiled = CompiledTrainer(builders.trainer(config, model), mesh, config.mesh.fsdp_min_size)
         checkpoints = Checkpointer(
             folder / workdir.CHECKPOINTS,
@@ -110,28 +114,34 @@ class Run:
         state = self._first_state()
         start = int(state.step)
         if start >= self.config.steps:
+            self.checkpoints.close()
             self._finish(f"step {start} of config.steps={self.config.steps} is reached already")
             return state
-        if self.is_main:
-            workdir.write_config(self.path, self.config)
-        writer = writers.create(
-            self.path,
-            start_step=start,
-            tensorboard=self.config.logging.tensorboard,
-            process_index=jax.process_index(),
-        )
-        progress = Progress(self.config.steps, start, enabled=self.is_main)
-        batches = self.batches(position(state.examples))
-        try:
+        with workdir.reported(self.path):
+            state = self._train_from(state, start)
+        self._finish(f"{self.config.steps} steps done")
+        return state
+
+    def _train_from(self, state: TrainState, start: int) -> TrainState:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._note_saved)
+            stack.callback(self.checkpoints.close)
+            if self.is_main:
+                workdir.write_config(self.path, self.config, self.model.spec)
+            writer = writers.create(
+                self.path,
+                start_step=start,
+                tensorboard=self.config.logging.tensorboard,
+                process_index=jax.process_index(),
+            )
+            stack.callback(writer.close)
+            progress = Progress(self.config.steps, start, enabled=self.is_main)
+            stack.callback(progress.close)
+            batches = self.batches(position(state.examples))
+            stack.callback(batches.close)
             writer.hparams(dict(configs.flatten(self.config)))
             state = self.loop(batches, writer, progress).run(state)
             self.checkpoints.wait()
-        finally:
-            batches.close()
-            progress.close()
-            writer.close()
-            self.checkpoints.close()
-        self._finish(f"{self.config.steps} steps done")
         return state
 
     def enable_cache(self) -> None:
@@ -141,6 +151,9 @@ class Run:
     def _first_state(self) -> TrainState:
         """The newest checkpoint of the workdir, or a fresh state where there is none."""
         if self.checkpoints.latest_step() is None:
+            workdir.check_never_saved(self.path)
+            if self.is_main and (self.path / workdir.CONFIG_FILE).exists():
+                print(f"{self.path} holds no checkpoint yet: starts at step 0", flush=True)
             return self.compiled.init()
         state, metadata = self.checkpoints.restore(self.compiled.abstract_state)
         if self.is_main:
@@ -216,10 +229,16 @@ class Run:
     def save(self, state: TrainState, step: int) -> None:
         """Starts to write a checkpoint under the number of updates it has seen."""
         self.checkpoints.save(step, state, {"step": step, "examples": position(state.examples)})
+        self._note_saved()
 
     def _save_when_due(self, state: TrainState, step: int, force: bool) -> None:
         if force or step % self.config.checkpoint.every == 0:
             self.save(state, step)
+
+    def _note_saved(self) -> None:
+        latest = self.checkpoints.latest_step()
+        if self.is_main and latest is not None:
+            workdir.note_saved(self.path, latest)
 
     def _hooks(self, writer: writers.Writer) -> list[Hook]:
         config, hooks = self.config, []
@@ -312,13 +331,16 @@ def _weights(state: TrainState, name: str) -> PyTree:
 def load(path: str | Path) -> PixelPipeline:
     """The sampler of a trained workdir, with the averaged weights its config names.
 
+    Needs neither the data nor the devices of the training: where the config's mesh does not fit
+    the devices at hand, samples are split over all of them.
+
     Raises:
         ConfigError: no workdir there, or nothing to restore in it.
     """
     config = workdir.read_config(path)
     enable_compilation_cache(_cache_folder(config))
-    built = builders.model(config, builders.source(config, "train").spec)
-    on = builders.mesh(config)
+    built = builders.model(config, workdir.read_spec(path))
+    on = builders.sampling_mesh(config)
     compiled = CompiledTrainer(builders.trainer(config, built), on, config.mesh.fsdp_min_size)
     checkpoints = Checkpointer(Path(path) / workdir.CHECKPOINTS, read_only=True)
     name = config.sampling.ema

@@ -55,6 +55,17 @@ def section(field: str) -> Iterator[None]:
         raise ConfigError(f"config.{field}: {error}") from error
 
 
+@contextlib.contextmanager
+def named(prefix: str) -> Iterator[None]:
+    """Completes the field that a ConfigError of the rooms below begins with."""
+    try:
+        yield
+    except ConfigError as error:
+        if str(error).startswith("config."):
+            raise
+        raise ConfigError(f"{prefix}{error}") from error
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
     """The parts that training and sampling share.
@@ -111,7 +122,7 @@ def source(config: Config, split: str) -> Source:
     name, options = configs.component(config.data, "data")
     if name == "tfds":
         options["data_dir"] = config.data.data_dir or None
-    with section(f"data.{name}"):
+    with named("config."), section(f"data.{name}"):
         return data.load(name, split, **options)
 
 
@@ -146,7 +157,7 @@ def network(config: Config, spec: DataSpec) -> Network:
     options["dtype"] = jnp.dtype(dtype)
     options["noise_input"] = config.network.noise_input
     options["num_classes"] = spec.num_classes if config.network.use_labels else 0
-    with section(f"network.{name}"):
+    with named("config."), section(f"network.{name}"):
         return functional(functools.partial(NETWORKS[name], spec.shape, **options))
 
 
@@ -307,7 +318,16 @@ def bound(
 def mesh(config: Config) -> Mesh:
     """The device mesh over all processes."""
     sizes = config.mesh
-    return make_mesh(sizes.data, sizes.fsdp, sizes.context, sizes.tensor)
+    with named("config."):
+        return make_mesh(sizes.data, sizes.fsdp, sizes.context, sizes.tensor)
+
+
+def sampling_mesh(config: Config) -> Mesh:
+    """The mesh of the training where it fits the devices at hand, else all of them in one axis."""
+    try:
+        return mesh(config)
+    except ConfigError:
+        return make_mesh()
 
 
 def sampling_options(config: Config, built: Model) -> SamplingOptions:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import errno
 import importlib.metadata
 import json
-import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from diffusion_jax import config as configs
 from diffusion_jax.config import Config
+from diffusion_jax.data import DataSpec
 from diffusion_jax.errors import ConfigError
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
+SAVED_FILE = ".saved"
 SAMPLES = "samples"
 TRAJECTORY = "trajectory.gif"
 PACKAGES = ("diffusion-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -42,12 +48,55 @@ def prepare(workdir: str | Path, config: Config) -> Path:
         raise ConfigError(f"workdir={path} cannot be written: {error.strerror}") from None
     if (path / CONFIG_FILE).exists():
         configs.check_resume(read_config(path), config, str(path))
-    elif (path / CHECKPOINTS).exists() and any((path / CHECKPOINTS).iterdir()):
+    elif _has_steps(path / CHECKPOINTS):
         raise ConfigError(
             f"workdir={path} holds checkpoints but no {CONFIG_FILE}; put the file back or name a "
             "new workdir"
         )
     return path
+
+
+def _has_steps(folder: Path) -> bool:
+    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+
+
+def note_saved(path: Path, step: int) -> None:
+    """Remembers outside the checkpoints that there was one, so that their loss is noticed."""
+    (path / SAVED_FILE).write_text(f"{step}\n")
+
+
+def check_never_saved(path: Path) -> None:
+    """For a workdir without checkpoints: training may start at step 0 only if there never was one.
+
+    Raises:
+        ConfigError: a checkpoint was saved here and is gone.
+    """
+    if (path / SAVED_FILE).exists():
+        step = (path / SAVED_FILE).read_text().strip()
+        raise ConfigError(
+            f"workdir={path} holds no checkpoint, though step {step} was saved there; put "
+            f"{path / CHECKPOINTS} back or name a new workdir"
+        )
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextlib.contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """Turns a full or closed disk into one line.
+
+    Raises:
+        ConfigError: something could not be written for want of room or permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise ConfigError(
+            f"workdir={path} cannot be written: {error.strerror}; earlier checkpoints are untouched"
+        ) from error
 
 
 def read_config(workdir: str | Path) -> Config:
@@ -56,25 +105,50 @@ def read_config(workdir: str | Path) -> Config:
     Raises:
         ConfigError: no such workdir, or its config cannot be read.
     """
-    path = Path(workdir)
-    if not path.is_dir():
-        raise ConfigError(f"workdir={path} does not exist")
-    file = path / CONFIG_FILE
-    if not os.access(path, os.R_OK | os.X_OK) or (file.exists() and not os.access(file, os.R_OK)):
-        raise ConfigError(f"workdir={path} cannot be read: permission denied")
-    if not file.exists():
-        raise ConfigError(f"workdir={path} is no workdir: it has no {CONFIG_FILE}")
+    return configs.from_json(_described(Path(workdir), "config"))
+
+
+def read_spec(workdir: str | Path) -> DataSpec:
+    """The shape and meaning of the data that a workdir's model was trained on; needs no data.
+
+    Raises:
+        ConfigError: no such workdir, or its description cannot be read.
+    """
+    described = _described(Path(workdir), "data_spec")
+    values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items()}
     try:
-        values = json.loads(file.read_text())["config"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from None
-    return configs.from_json(values)
+        return DataSpec(**values)
+    except TypeError as error:
+        raise ConfigError(f"{Path(workdir) / CONFIG_FILE}: data_spec: {error}") from None
 
 
-def write_config(path: Path, config: Config) -> None:
-    """Writes `config.json`: the config, the versions and the commit that run it."""
+def _described(path: Path, entry: str) -> dict[str, Any]:
+    """An entry of `config.json`."""
+    file = path / CONFIG_FILE
+    try:
+        values = json.loads(file.read_text())[entry]
+        if not isinstance(values, dict):
+            raise TypeError(f"{entry} is no object")
+    except FileNotFoundError:
+        if path.is_dir():
+            raise ConfigError(f"workdir={path} is no workdir: it has no {CONFIG_FILE}") from None
+        raise ConfigError(f"workdir={path} does not exist") from None
+    except OSError as error:
+        raise ConfigError(f"workdir={path} cannot be read: {error.strerror}") from None
+    except KeyError:
+        raise ConfigError(f"{file} has no entry {entry!r}; expected it as it was written") from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{file} cannot be read: {error}; expected it as it was written"
+        ) from None
+    return values
+
+
+def write_config(path: Path, config: Config, spec: DataSpec) -> None:
+    """Writes `config.json`: config, shape of the data, versions and commit that run it."""
     described = {
         "config": configs.to_json(config),
+        "data_spec": dataclasses.asdict(spec),
         "versions": versions(),
         "git_commit": git_commit(),
     }
