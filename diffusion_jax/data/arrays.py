@@ -9,13 +9,13 @@ from jaxtyping import Float32, Int32, Int64, Shaped, UInt8
 
 from diffusion_jax.data.spec import Batch, DataSpec
 
-# From float64, so that each of the 256 values is the float32 nearest to value / 127.5 - 1.
-_PIXELS = (np.arange(256) / 127.5 - 1.0).astype(np.float32)
-
 
 def from_uint8(pixels: UInt8[np.ndarray, " *shape"]) -> Float32[np.ndarray, " *shape"]:
     """uint8 pixels 0..255 as float32 in [-1, 1]: value / 127.5 - 1."""
-    return _PIXELS[pixels]
+    values = pixels.astype(np.float32)
+    values /= np.float32(127.5)
+    values -= np.float32(1.0)
+    return values
 
 
 @dataclass(frozen=True, kw_only=True)
