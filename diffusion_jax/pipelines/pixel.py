@@ -24,6 +24,7 @@ from diffusion_jax.diffusion import guidance as guide
 from diffusion_jax.diffusion import solvers, thresholding
 from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.networks import compiler_options
 from diffusion_jax.parallel.arrays import gather
 from diffusion_jax.parallel.mesh import batch_sharding, batch_shards
 from diffusion_jax.pipelines.samples import Samples
@@ -203,7 +204,7 @@ class PixelPipeline:
         programs = self._programs
         if (static, trajectory) not in programs:
             run = functools.partial(self._run, static, trajectory)
-            programs[static, trajectory] = jax.jit(run)
+            programs[static, trajectory] = jax.jit(run, compiler_options=compiler_options())
         return programs[static, trajectory]
 
     def _run(

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from diffusion_jax.networks import compiler_options
 from diffusion_jax.parallel.mesh import batch_sharding, replicated
 from diffusion_jax.parallel.sharding import shardings_for, with_shardings
 from diffusion_jax.training.metrics import metric_names, pack
@@ -47,7 +48,11 @@ class CompiledTrainer:
     def init(self) -> TrainState:
         """Builds the state inside jit, so that no device ever holds all of it."""
         with jax.set_mesh(self.mesh):
-            return jax.jit(self.trainer.init, out_shardings=self.state_shardings)()
+            return jax.jit(
+                self.trainer.init,
+                out_shardings=self.state_shardings,
+                compiler_options=compiler_options(run_once=True),
+            )()
 
     def abstract_batch(self, local_batch: Mapping[str, Any], batch_size: int) -> PyTree:
         """The global batch that process-local examples like `local_batch` make up."""
@@ -85,4 +90,5 @@ class CompiledTrainer:
                 ),
                 out_shardings=(self.state_shardings, whole, whole),
                 donate_argnums=0,
+                compiler_options=compiler_options(),
             ).lower(self.abstract_state, frozen, batch)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.networks import compiler_options
 from diffusion_jax.training.metrics import means
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.step import VALIDATION_STREAM, Trainer
@@ -38,7 +39,7 @@ class Validator:
 
     @functools.cached_property
     def _evaluate(self) -> Callable[..., Any]:
-        return jax.jit(self._metrics)
+        return jax.jit(self._metrics, compiler_options=compiler_options())
 
     def __call__(self, state: TrainState, frozen: Mapping[str, PyTree]) -> dict[str, float]:
         """Means over the held-out examples.
