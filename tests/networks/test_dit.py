@@ -24,14 +24,20 @@ def params():
     """Scanned parameters moved off their zero start."""
     tree = jit(functional(SMALL).init)(jax.random.key(0))
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda a: a + 0.1 * rng.normal(size=a.shape).astype(np.float32), tree)
+    return jax.tree.map(
+        lambda a: np.asarray(a) + 0.1 * rng.normal(size=a.shape).astype(np.float32), tree
+    )
 
 
-def loss_and_gradients(tree, key=None, **options):
+@functools.cache
+def output_and_gradients(**options):
+    """With dropout on; gradients in the layout of the parameters."""
     net = functional(functools.partial(SMALL, **options))
+    tree = params() if options.get("scan", True) else jit(unstack_blocks)(params())
     x = jax.random.normal(jax.random.key(1), (4, 8, 8, 2))
 
     def loss(tree):
+        key = jax.random.key(3)
         out = net.apply(tree, x, jnp.arange(4.0), {"label": jnp.arange(4) % 3}, key=key)
         return jnp.mean(jnp.sin(out)), out
 
@@ -44,8 +50,8 @@ def assert_trees_close(a, b, tolerance=1e-5):
 
 
 def test_converting_layouts_is_exact_and_matches_the_unrolled_network():
-    unrolled = unstack_blocks(params())
-    assert_trees_close(stack_blocks(unrolled), params(), 0)
+    unrolled = jit(unstack_blocks)(params())
+    assert_trees_close(jit(stack_blocks)(unrolled), params(), 0)
     want = jax.eval_shape(functional(functools.partial(SMALL, scan=False)).init, jax.random.key(0))
     assert jax.tree.map(lambda a: a.shape, unrolled) == jax.tree.map(lambda a: a.shape, want)
 
@@ -53,26 +59,23 @@ def test_converting_layouts_is_exact_and_matches_the_unrolled_network():
 def test_both_layouts_start_from_the_same_weights():
     scanned = jit(functional(SMALL).init)(jax.random.key(5))
     unrolled = jit(functional(functools.partial(SMALL, scan=False)).init)(jax.random.key(5))
-    assert_trees_close(stack_blocks(unrolled), scanned, 1e-6)
+    assert_trees_close(jit(stack_blocks)(unrolled), scanned, 1e-6)
     kernel = scanned["blocks"]["mlp"]["fc1"]["kernel"]
     assert not np.allclose(kernel[0], kernel[1])
 
 
-@pytest.mark.parametrize("seed", [None, 3])
-def test_scanned_equals_unrolled_with_gradients(seed):
-    key = None if seed is None else jax.random.key(seed)
-    out, gradients = loss_and_gradients(params(), key)
-    out2, gradients2 = loss_and_gradients(unstack_blocks(params()), key, scan=False)
+def test_scanned_equals_unrolled_with_gradients_and_dropout():
+    out, gradients = output_and_gradients()
+    out2, gradients2 = output_and_gradients(scan=False)
     np.testing.assert_allclose(out2, out, atol=1e-5)
-    assert_trees_close(stack_blocks(gradients2), gradients)
+    assert_trees_close(jit(stack_blocks)(gradients2), gradients)
 
 
 @pytest.mark.parametrize(("remat", "scan"), [("dots", True), ("full", True), ("full", False)])
 def test_remat_changes_no_gradient(remat, scan):
-    tree = params() if scan else unstack_blocks(params())
-    key = jax.random.key(3)
-    out, gradients = loss_and_gradients(tree, key, scan=scan)
-    out2, gradients2 = loss_and_gradients(tree, key, scan=scan, remat=remat)
+    layout = {} if scan else {"scan": False}
+    out, gradients = output_and_gradients(**layout)
+    out2, gradients2 = output_and_gradients(**layout, remat=remat)
     np.testing.assert_allclose(out2, out, atol=1e-6)
     assert_trees_close(gradients2, gradients)
 
@@ -111,7 +114,12 @@ def test_patches_are_blocks_of_the_image_and_come_back():
 def test_positions_tell_equal_patches_apart(positions):
     net = functional(functools.partial(SMALL, positions=positions, out_channels=3))
     tree = jit(net.init)(jax.random.key(0))
-    tree = jax.tree.map(lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), tree)
+    tree = jax.tree.map(
+        lambda a: (
+            np.asarray(a) + 0.1 * np.cos(np.arange(a.size, dtype=np.float32)).reshape(a.shape)
+        ),
+        tree,
+    )
     assert ("positions" in tree) == (positions == "learned")
     out = jit(net.apply)(tree, jnp.ones((1, 8, 8, 2)), jnp.zeros(1), {})
     assert out.shape == (1, 8, 8, 3)

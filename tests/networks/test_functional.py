@@ -26,13 +26,17 @@ CASES = {
 
 
 @functools.cache
+def initial_params(name):
+    net = functional(functools.partial(CASES[name][1], num_classes=4))
+    return jax.tree.map(np.asarray, jit(net.init)(jax.random.key(0)))
+
+
+@functools.cache
 def moved_params(name):
     """Parameters off their zero start; no option used here changes their shapes."""
-    net = functional(functools.partial(CASES[name][1], num_classes=4))
     rng = np.random.default_rng(0)
     return jax.tree.map(
-        lambda a: a + 0.05 * rng.normal(size=a.shape).astype(np.float32),
-        jit(net.init)(jax.random.key(0)),
+        lambda a: a + 0.05 * rng.normal(size=a.shape).astype(np.float32), initial_params(name)
     )
 
 
@@ -64,10 +68,8 @@ def test_parameters_are_a_plain_float32_tree_whatever_the_compute_dtype(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_output_starts_at_zero(name):
-    shape, make = CASES[name]
-    net = functional(make)
-    params = jit(net.init)(jax.random.key(0))
-    out = jit(net.apply)(params, *inputs(shape), {})
+    shape, _, _, apply = built(name)
+    out = apply(initial_params(name), *inputs(shape), {})
     np.testing.assert_array_equal(out, jnp.zeros((4, *shape)))
 
 
@@ -203,8 +205,8 @@ def test_initialisation_can_be_born_sharded():
 def test_apply_is_pure_under_vmap_and_repeated_tracing():
     shape, net, params, apply = built("mlp")
     x, noise = inputs(shape)
-    pair = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), params)
-    outs = jax.vmap(lambda p: net.apply(p, x, noise, {}))(pair)
+    pair = jax.tree.map(lambda a: np.stack([a, 2 * a]), params)
+    outs = jit(jax.vmap(lambda p: net.apply(p, x, noise, {})))(pair)
     np.testing.assert_allclose(outs[0], apply(params, x, noise, {}), atol=1e-5)
     assert not np.allclose(outs[1], outs[0], atol=1e-3)
     with pytest.raises(ValueError, match=r"examples of shape \(6,\).*takes \(5,\)"):
@@ -233,3 +235,25 @@ def test_modules_with_hidden_state_or_list_keys_are_refused():
         functional(Listed)
     with pytest.raises(ValueError, match="scale has dtype bfloat16; expected float32"):
         functional(Half)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_dropout_has_a_key_of_its_own(name, monkeypatch):
+    shape, make = CASES[name]
+    seen = []
+
+    def spy(x, rate, key):
+        seen.append(jax.random.key_data(key))
+        return x
+
+    monkeypatch.setattr(f"diffusion_jax.networks.{name}.dropout", spy)
+    unrolled = {"scan": False} if name == "dit" else {}
+    net = functional(functools.partial(make, dropout=0.5, **unrolled))
+
+    @jit
+    def keys():
+        tree = net.init(jax.random.key(0))
+        net.apply(tree, *inputs(shape), {}, key=jax.random.key(1))
+        return jnp.stack(seen)
+
+    assert len(np.unique(keys(), axis=0)) == {"mlp": 2, "unet": 8, "dit": 4}[name]
