@@ -73,6 +73,8 @@ def start_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     def start(name: str, *argv: str, ids: Path | None = None, **environment: object) -> Door:
         folder = root / str(next(numbers))
         folder.mkdir()
+        for file in ("out", "err"):
+            (folder / file).touch()
         request = {
             "module": f"diffusion_jax.{name}",
             "argv": argv,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ PyTree = Any
 Step = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Any, Any]]
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Device batches in order, from a background thread."""
 

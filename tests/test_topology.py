@@ -1,0 +1,172 @@
+"""One run on one device, on eight, and on two processes with four each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax import workdir
+from diffusion_jax.api import Run
+from diffusion_jax.config import differences
+
+STEPS, BATCH = 8, 16
+OPTIONS = (
+    "--config=configs/toy2d.py:smoke",
+    "--config.logging.tensorboard=False",
+    "--config.logging.every=1",
+    "--config.checkpoint.every=4",
+    # Small enough for the parameters of the little network to be sharded.
+    "--config.mesh.fsdp_min_size=16",
+    f"--config.steps={STEPS}",
+)
+SHARDED = ("--config.mesh.data=2", "--config.mesh.fsdp=4")
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["train/loss"] for row in rows(folder) if "train/loss" in row]
+
+
+def ids_of(file: Path) -> dict[int, list[int]]:
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    return {row["position"]: row["ids"] for row in found}
+
+
+def start_pair(start_door, folder: Path, *options: str, ids: str = "pair"):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    return [
+        start_door(
+            "main",
+            *OPTIONS,
+            *SHARDED,
+            f"--workdir={folder}",
+            *options,
+            ids=folder.with_name(f"{ids}{process}.ids"),
+            DIFFUSION_JAX_COORDINATOR=address,
+            DIFFUSION_JAX_NUM_PROCESSES=2,
+            DIFFUSION_JAX_PROCESS_ID=process,
+            DIFFUSION_JAX_CPU_DEVICES=4,
+        )
+        for process in range(2)
+    ]
+
+
+@pytest.fixture(scope="module")
+def eight(start_door, tmp_path_factory):
+    """A run of one process on 2 x 4 devices."""
+    folder = tmp_path_factory.mktemp("topology") / "eight"
+    arguments = [*OPTIONS, *SHARDED, f"--workdir={folder}"]
+    ids = folder.with_suffix(".ids")
+    code, _, err = start_door("main", *arguments, ids=ids, DIFFUSION_JAX_CPU_DEVICES=8).wait(120)
+    assert code == 0, err
+    return folder
+
+
+def restored(folder: Path, data: int, fsdp: int):
+    config = workdir.read_config(folder)
+    config.mesh.data, config.mesh.fsdp = data, fsdp
+    run = Run.build(config, folder)
+    state, _ = run.checkpoints.restore(run.compiled.abstract_state)
+    run.checkpoints.close()
+    return state
+
+
+def test_a_save_on_2_x_4_devices_restores_on_any_mesh(eight):
+    first = restored(eight, 2, 4)
+    kernels = [leaf for leaf in jax.tree.leaves(first.params) if leaf.size >= 256]
+    assert kernels
+    for leaf in kernels:
+        assert leaf.addressable_shards[0].data.size == leaf.size // 4
+    for shape in ((8, 1), (1, 8), (4, 2)):
+        other = restored(eight, *shape)
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_a_run_of_eight_devices_goes_on_with_one(start_door, eight, tmp_path):
+    """Against a run on one device from the start: same ids, same losses but for rounding."""
+    one, moved = tmp_path / "one", tmp_path / "moved"
+    shutil.copytree(eight, moved)
+    shutil.rmtree(moved / "checkpoints" / str(STEPS))
+    single = ("--config.mesh.data=1", "--config.mesh.fsdp=1")
+    for folder in (one, moved):
+        ids = folder.with_suffix(".ids")
+        door = start_door("main", *OPTIONS, *single, f"--workdir={folder}", ids=ids)
+        code, out, err = door.wait(120)
+        assert code == 0, err
+    assert "resumed from step 4 of" in out
+    assert sorted(ids_of(moved.with_suffix(".ids"))) == [n * BATCH for n in range(4, STEPS)]
+    assert ids_of(moved.with_suffix(".ids")).items() <= ids_of(one.with_suffix(".ids")).items()
+    assert ids_of(one.with_suffix(".ids")) == ids_of(eight.with_suffix(".ids"))
+    np.testing.assert_allclose(losses(one), losses(eight), rtol=1e-5)
+    np.testing.assert_allclose(losses(moved), losses(eight), rtol=1e-5)
+
+
+def test_two_processes_train_as_one(start_door, eight, tmp_path):
+    folder = tmp_path / "pair"
+    results = [door.wait(120) for door in start_pair(start_door, folder)]
+    assert [code for code, _, _ in results] == [0, 0], results
+    # Only process 0 shows and writes anything.
+    assert [line for line in results[1][1].splitlines() if "[Gloo]" not in line] == []
+    assert results[1][2] == ""
+    assert "8 steps done" in results[0][1]
+    np.testing.assert_allclose(losses(folder), losses(eight), rtol=1e-5)
+    assert [row["step"] for row in rows(folder)] == [row["step"] for row in rows(eight)]
+    values = [
+        [row["val/loss_ema"] for row in rows(f) if "val/loss_ema" in row] for f in (folder, eight)
+    ]
+    np.testing.assert_allclose(*values, rtol=1e-5)
+    parts = [ids_of(tmp_path / f"pair{process}.ids") for process in range(2)]
+    together = {at: parts[0][at] + parts[1][at] for at in parts[0]}
+    assert together == ids_of(eight.with_suffix(".ids"))
+    assert not differences(workdir.read_config(folder), workdir.read_config(eight))
+
+    code, _, err = start_door(
+        "sample", f"--workdir={folder}", f"--out={tmp_path}/out", "--num=5", "--solver=ddim"
+    ).wait(120)
+    assert code == 0, err
+    with np.load(tmp_path / "out" / "samples.npz") as samples:
+        assert samples["x"].shape == (5, 2)
+        assert np.isfinite(samples["x"]).all()
+
+
+@pytest.mark.slow
+def test_sigterm_of_one_process_saves_both(start_door, tmp_path):
+    folder = tmp_path / "pair"
+    pair = start_pair(start_door, folder, "--config.steps=100000")
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() or not losses(folder):
+        assert time.monotonic() < deadline
+        assert pair[0].running
+        time.sleep(0.02)
+    pair[1].signal(signal.SIGTERM)
+    results = [door.wait(120) for door in pair]
+    assert [code for code, _, _ in results] == [75, 75], results
+    last = {err.splitlines()[-1] for _, _, err in results}
+    assert len(last) == 1
+    step = int((folder / ".saved").read_text())
+    assert last.pop().endswith(f"saved step {step}; start me again")
+    assert (folder / "checkpoints" / str(step) / "state" / "_METADATA").exists()
+
+
+def test_a_mistake_ends_both_processes_at_once(start_door, tmp_path):
+    began = time.monotonic()
+    pair = start_pair(start_door, tmp_path / "pair", "--config.batch_size=12")
+    results = [door.wait(120) for door in pair]
+    assert [code for code, _, _ in results] == [78, 78], results
+    assert all("config.batch_size=12" in err for _, _, err in results)
+    assert time.monotonic() - began < 60
