@@ -87,7 +87,7 @@ class Run:
         model = builders.model(config, train_data.spec)
         with builders.named("config.sampling."):
             builders.pipeline(config, model, {}, mesh).check()
-        compiled = CompiledTrainer(builders.trainer(config, model), mesh, config.mesh.fsdp_min_size)
+        compiled = builders.compiled(config, model, mesh)
         checkpoints = Checkpointer(
             folder / workdir.CHECKPOINTS,
             keep_last=config.checkpoint.keep_last,
@@ -341,7 +341,7 @@ def load(path: str | Path) -> PixelPipeline:
     enable_compilation_cache(_cache_folder(config))
     built = builders.model(config, workdir.read_spec(path))
     on = builders.sampling_mesh(config)
-    compiled = CompiledTrainer(builders.trainer(config, built), on, config.mesh.fsdp_min_size)
+    compiled = builders.compiled(config, built, on)
     checkpoints = Checkpointer(Path(path) / workdir.CHECKPOINTS, read_only=True)
     name = config.sampling.ema
     weights = (

@@ -38,6 +38,7 @@ from diffusion_jax.objectives.denoising import Denoising
 from diffusion_jax.objectives.variational import Variational
 from diffusion_jax.parallel.mesh import make_mesh
 from diffusion_jax.pipelines.pixel import PixelPipeline, SamplingOptions
+from diffusion_jax.training.compiled import CompiledTrainer
 from diffusion_jax.training.optimizer import adamw, warmup_schedule
 from diffusion_jax.training.step import Trainer
 
@@ -298,6 +299,13 @@ def trainer(config: Config, built: Model) -> Trainer:
 
 
 OPTIMIZERS = {"adamw": adamw}
+
+
+def compiled(config: Config, built: Model, on: Mesh) -> CompiledTrainer:
+    """The engine on a mesh."""
+    return CompiledTrainer(
+        trainer(config, built), on, config.mesh.fsdp_min_size, config.deterministic
+    )
 
 
 def bound(

@@ -28,11 +28,13 @@ class CompiledTrainer:
         trainer: the pure functions.
         mesh: device mesh with the axes of `parallel.mesh`.
         min_size: parameters with fewer elements are replicated.
+        deterministic: bit-reproducible kernels on GPU; CPU and TPU always are.
     """
 
     trainer: Trainer
     mesh: Mesh
     min_size: int = 2**14
+    deterministic: bool = False
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -90,5 +92,11 @@ class CompiledTrainer:
                 ),
                 out_shardings=(self.state_shardings, whole, whole),
                 donate_argnums=0,
-                compiler_options=compiler_options(),
+                compiler_options=self._options(),
             ).lower(self.abstract_state, frozen, batch)
+
+    def _options(self) -> dict[str, Any]:
+        options = compiler_options()
+        if self.deterministic:
+            options["xla_gpu_deterministic_ops"] = True
+        return options
