@@ -85,9 +85,9 @@ class Run:
             check_batch_size(config.validation.batch_size or config.batch_size, 1, mesh, processes)
         train_data = builders.source(config, "train")
         model = builders.model(config, train_data.spec)
-        with builders.named("config.sampling."):
-            builders.pipeline(config, model, {}, mesh).check()
         compiled = builders.compiled(config, model, mesh)
+        with builders.named("config.sampling."):
+            builders.pipeline(config, model, compiled.abstract_state.params, mesh).trace()
         checkpoints = Checkpointer(
             folder / workdir.CHECKPOINTS,
             keep_last=config.checkpoint.keep_last,

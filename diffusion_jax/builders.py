@@ -53,7 +53,10 @@ def section(field: str) -> Iterator[None]:
     except DiffusionJaxError:
         raise
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"config.{field}: {error}") from error
+        named_already = str(error).startswith(field)
+        raise ConfigError(
+            f"config.{error}" if named_already else f"config.{field}: {error}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -131,7 +134,7 @@ def schedule(config: Config) -> schedules.Schedule:
     """The noise schedule of a Gaussian process."""
     field = "process.gaussian.schedule"
     name, options = configs.component(config.process.gaussian.schedule, field)
-    with section(f"{field}.{name}"):
+    with named(f"config.{field}.{name}: "), section(f"{field}.{name}"):
         if name == "table":
             return schedules.table(_betas(options["betas"])(options["steps"]))
         return schedules.SCHEDULES[name](**options)
@@ -152,6 +155,9 @@ def _betas(name: str) -> Callable[..., np.ndarray]:
 def network(config: Config, spec: DataSpec) -> Network:
     """The score network for data of this shape."""
     name, options = configs.component(config.network, "network")
+    if config.network.noise_input not in denoiser.NOISE_INPUTS:
+        field, known = "config.network.noise_input", denoiser.NOISE_INPUTS
+        raise ConfigError(unknown_name(field, config.network.noise_input, known))
     dtype = config.compute_dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -183,7 +189,7 @@ def model(config: Config, spec: DataSpec) -> Model:
         raise ConfigError(f"config.process.name={process_name!r}: bits need the process 'binomial'")
     noise_schedule = schedule(config)
     prediction = config.objective.denoising.prediction
-    with section("objective.denoising.prediction"):
+    with named("config.objective.denoising."), section("objective.denoising.prediction"):
         predictions.check_prediction(prediction, noise_schedule)
     return Model(
         network=network(config, spec),
@@ -347,7 +353,7 @@ def sampling_options(config: Config, built: Model) -> SamplingOptions:
     return SamplingOptions(
         solver=s.solver,
         steps=s.steps,
-        guidance=s.guidance if built.conditional else 1.0,
+        guidance=s.guidance,
         interval=tuple(s.guidance_interval),
         rescale=s.guidance_rescale,
         # Bits are probabilities already; points have no range to be clipped to.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -302,10 +303,16 @@ def _overlay(section: Config, values: Mapping[str, Any], path: str) -> None:
                 section[key] = ConfigDict(dict(value)).lock()
         elif isinstance(value, Mapping):
             _overlay(section[key], value, field)
-        elif isinstance(value, list):
-            section[key] = tuple(value)
         else:
-            section[key] = value
+            _assign(section, key, tuple(value) if isinstance(value, list) else value, field)
+
+
+def _assign(section: Config, key: str, value: Any, field: str) -> None:
+    try:
+        section[key] = value
+    except TypeError:
+        kind = section.get_type(key).__name__
+        raise ConfigError(f"{field}={value!r}: expected {kind}, such as {section[key]!r}") from None
 
 
 def validate(config: Config) -> None:
@@ -314,12 +321,8 @@ def validate(config: Config) -> None:
     Raises:
         ConfigError: one line with field, value and what was expected.
     """
-    for path, low in _MINIMA.items():
-        value = config
-        for key in path.split("."):
-            value = value[key]
-        if value is not None and value < low:
-            raise ConfigError(f"config.{path}={value!r}: expected at least {low}")
+    for path, value in flatten(config):
+        _check_value(path, value)
     if config.batch_size % config.accumulation:
         lower = config.batch_size - config.batch_size % config.accumulation
         raise ConfigError(
@@ -338,6 +341,24 @@ def validate(config: Config) -> None:
             raise ConfigError(f"config.ema.decays.{name}={decay!r}: expected 0 <= decay < 1")
 
 
+def _check_value(path: str, value: Any) -> None:
+    numbers = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and not all(isinstance(v, int | float) for v in value):
+        raise ConfigError(f"config.{path}={tuple(value)!r}: expected numbers, such as (1, 2)")
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+        raise ConfigError(f"config.{path}={value!r}: expected a finite number")
+    if value is None:
+        return
+    if path in _MINIMA and value < _MINIMA[path]:
+        raise ConfigError(f"config.{path}={value!r}: expected at least {_MINIMA[path]}")
+    if path in _SEEDS and value >= 2**32:
+        raise ConfigError(f"config.{path}={value!r}: expected less than 2**32")
+    if path in _RATES and not 0 <= value < 1:
+        raise ConfigError(f"config.{path}={value!r}: expected a number in [0, 1)")
+
+
+_SEEDS = ("seed", "sampling.seed", "data.points.seed")
+_RATES = ("optimizer.adamw.b1", "optimizer.adamw.b2")
 _MINIMA = {
     "steps": 1,
     "seed": 0,
@@ -358,7 +379,12 @@ _MINIMA = {
     "sampling.num": 1,
     "sampling.batch_size": 1,
     "sampling.steps": 1,
+    "sampling.seed": 0,
+    "data.points.seed": 0,
     "optimizer.learning_rate": 0,
+    "optimizer.clip_norm": 0,
+    "optimizer.adamw.weight_decay": 0,
+    "optimizer.adamw.eps": 0,
     "optimizer.warmup_steps": 0,
 }
 

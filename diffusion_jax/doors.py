@@ -78,7 +78,7 @@ def _quiet() -> None:
     import logging
 
     for name in ("absl", "orbax", "jax._src.xla_bridge"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def integers(flag: str, text: str) -> list[int] | None:

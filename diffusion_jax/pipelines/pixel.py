@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -119,7 +120,7 @@ class PixelPipeline:
         given = {"guidance": guidance, "solver": solver, "steps": steps, "batch_size": batch_size}
         given = {name: value for name, value in given.items() if value is not None}
         options = dataclasses.replace(self.defaults, **given)
-        self.check(num, options, guidance)
+        self.check(num, options, seed=seed)
         all_labels = self._labels(num, labels)
         size = self._batch_shape(num, options.batch_size)
         compiled = self._compiled(_Static.of(options), trajectory)
@@ -138,12 +139,7 @@ class PixelPipeline:
         states = self._finish(np.concatenate(parts, axis=1))
         return Samples(x=states[-1], label=all_labels, trajectory=states if trajectory else None)
 
-    def check(
-        self,
-        num: int = 1,
-        options: SamplingOptions | None = None,
-        guidance: float | None = None,
-    ) -> None:
+    def check(self, num: int = 1, options: SamplingOptions | None = None, *, seed: int = 0) -> None:
         """Raises ConfigError where these options (default: the pipeline's own) cannot work."""
         options = options or self.defaults
         for name, value in (
@@ -153,16 +149,47 @@ class PixelPipeline:
         ):
             if value < 1:
                 raise ConfigError(f"{name}={value}: expected at least 1")
-        if guidance not in (None, 1.0) and not self.conditional:
-            raise ConfigError(f"guidance={guidance}: the model is unconditional; expected 1")
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"seed={seed}: expected 0 <= seed < 2**32")
+        if not math.isfinite(options.guidance):
+            raise ConfigError(f"guidance={options.guidance}: expected a finite number")
+        if options.guidance != 1.0 and not self.conditional:
+            raise ConfigError(
+                f"guidance={options.guidance}: the model is unconditional; expected 1"
+            )
+        low, high = options.interval
+        if not 0.0 <= low < high <= 1.0:
+            raise ConfigError(
+                f"guidance_interval={options.interval}: expected times 0 <= low < high <= 1"
+            )
+        if not 0.0 <= options.rescale <= 1.0:
+            raise ConfigError(f"guidance_rescale={options.rescale}: expected 0..1")
         if self.schedule is None and options.solver != "ancestral":
             raise ConfigError(
                 f"solver={options.solver!r}: this process has no ODE; expected 'ancestral'"
             )
         if options.solver != "ancestral":
             _solver(options.solver)
-        with _one_line("steps"):
+        with _one_line():
             self.times(options.steps)
+
+    def trace(self) -> None:
+        """Walks through the sampler without computing, for what only its parts can judge.
+
+        Parameters may be shapes only.
+
+        Raises:
+            ConfigError: an option of the solver, the guidance or the threshold cannot work.
+        """
+        self.check()
+        batch = batch_shards(self.mesh)
+        index = jax.ShapeDtypeStruct((batch,), jnp.uint32)
+        label = {"label": jax.ShapeDtypeStruct((batch,), jnp.int32)} if self.conditional else {}
+        scalar = jax.ShapeDtypeStruct((), jnp.float32)
+        seed = jax.ShapeDtypeStruct((), jnp.uint32)
+        run = functools.partial(self._run, _Static.of(self.defaults), False)
+        with _one_line(), jax.set_mesh(self.mesh):
+            jax.eval_shape(run, self.params, seed, index, label, scalar)
 
     def _labels(self, num: int, labels: Any) -> np.ndarray | None:
         if not self.conditional:
@@ -172,6 +199,8 @@ class PixelPipeline:
         if labels is None or not len(labels):
             labels = np.arange(self.spec.num_classes)
         labels = np.asarray(labels)
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise ConfigError(f"labels={labels.tolist()!r}: expected a list of whole numbers")
         bad = (labels < 0) | (labels >= self.spec.num_classes)
         if bad.any():
             raise ConfigError(
@@ -279,15 +308,15 @@ class _Static:
 
 
 def _solver(name: str) -> Callable[..., Any]:
-    with _one_line("solver"):
+    with _one_line():
         return solvers.get(name)
 
 
 @contextlib.contextmanager
-def _one_line(field: str) -> Iterator[None]:
+def _one_line() -> Iterator[None]:
     try:
         yield
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"{field}: {error}") from None
+        raise ConfigError(str(error)) from None
