@@ -24,6 +24,7 @@ from diffusion_jax.errors import ConfigError, DataError, nearest
 
 _LOG = logging.getLogger(__name__)
 _CHUNK = 4096
+_CONNECT_SECONDS = 5.0
 
 
 def tfds(
@@ -67,7 +68,6 @@ def tfds(
     chosen = {"train": train, "validation": validation}
     shards = {key: shards_of(builder, f"data.tfds.{key}", value) for key, value in chosen.items()}
     check_disjoint(shards["train"], shards["validation"], train, validation)
-
     if not shards[split]:
         raise ConfigError(f"data.tfds.{split}={chosen[split]!r} has no examples in {name}")
 
@@ -141,16 +141,22 @@ def _download(builder: Any, name: str) -> None:
 
 
 def _network(builder: Any) -> bool:
-    """Whether a host of the data set's files has an address.
+    """Whether a server of the data set's files answers, as far as that can be known.
 
     Without a network TFDS retries for minutes before it gives up.
     """
-    hosts = {urllib.parse.urlsplit(url).hostname for url in builder.url_infos or {}} - {None}
-    if not hosts or urllib.request.getproxies():
+    servers = {
+        (url.hostname, url.port or (80 if url.scheme == "http" else 443))
+        for url in map(urllib.parse.urlsplit, builder.url_infos or {})
+        if url.hostname
+    }
+    # A proxy may reach what this machine cannot. Other entries than these are not proxies: every
+    # variable that ends in _proxy makes one, also those that list exceptions.
+    if not servers or urllib.request.getproxies().keys() & {"http", "https", "all"}:
         return True
-    for host in hosts:
+    for server in servers:
         try:
-            socket.getaddrinfo(host, 443)
+            socket.create_connection(server, timeout=_CONNECT_SECONDS).close()
             return True
         except OSError:
             continue

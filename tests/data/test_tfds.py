@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
-import urllib.request
 
 import numpy as np
 import pytest
@@ -279,22 +279,31 @@ def unprepared(root, monkeypatch):
 
     builder = Unprepared(tensorflow_datasets.builder(NAME, data_dir=root))
     monkeypatch.setattr(tensorflow_datasets, "builder", lambda name, data_dir: builder)
-    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    # Exceptions from a proxy that is not there, as the start of a distributed run leaves them.
+    for variable in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("no_proxy", "localhost")
+    monkeypatch.setenv("no_grpc_proxy", "127.0.0.1")
     return builder
 
 
+def answer(server, timeout):
+    assert server == ("data.example.org", 443)
+    return socket.socket()
+
+
+def refuse(server, timeout):
+    raise OSError("no address")
+
+
 def test_a_missing_data_set_is_prepared_where_there_is_a_network(unprepared, root, monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda host, port: [host])
+    monkeypatch.setattr(socket, "create_connection", answer)
     assert len(load(root)) == 12
     assert unprepared.calls == [{"file_format": "array_record"}]
 
 
 def test_a_missing_data_set_without_a_network_says_what_to_type(unprepared, root, monkeypatch):
-    def offline(host, port):
-        assert host == "data.example.org"
-        raise OSError("no address")
-
-    monkeypatch.setattr(socket, "getaddrinfo", offline)
+    monkeypatch.setattr(socket, "create_connection", refuse)
     with pytest.raises(DataError, match="there is no network") as error:
         load(root)
     assert f"tfds build {NAME} --data_dir={root} --file_format=array_record" in str(error.value)
@@ -302,8 +311,15 @@ def test_a_missing_data_set_without_a_network_says_what_to_type(unprepared, root
     assert unprepared.calls == []
 
 
+def test_behind_a_proxy_the_download_is_tried(unprepared, root, monkeypatch):
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    assert len(load(root)) == 12
+    assert len(unprepared.calls) == 1
+
+
 def test_a_failing_download_says_why_and_what_to_type(unprepared, root, monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda host, port: [host])
+    monkeypatch.setattr(socket, "create_connection", answer)
     unprepared.failure = RuntimeError("checksum\ndiffers")
     with pytest.raises(DataError, match=r"download failed \(checksum differs\); .*tfds build"):
         load(root)
