@@ -116,21 +116,29 @@ def _prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any
     if stored is not lib.core.FileFormat.ARRAY_RECORD:
         raise DataError(
             f"{builder.data_path} is stored as {stored.value if stored else 'nothing'}; expected "
-            "array_record. Convert it: python -m tensorflow_datasets.scripts.convert_format "
-            f"--dataset_version_dir={builder.data_path} --out_file_format=array_record "
-            f"--out_dir=NEW/{builder.info.full_name}, then use --config.data.data_dir=NEW"
+            f"array_record. Prepare it again in another folder: {_command(name, 'DIR')}; then: "
+            "--config.data.data_dir=DIR"
         )
     return builder
+
+
+def _command(name: str, data_dir: str) -> str:
+    """What to type to prepare a data set; TFDS's own `tfds build` needs Apache Beam to start."""
+    call = f"t.builder('{name}', data_dir='{data_dir}')"
+    return (
+        f'python -c "import tensorflow_datasets as t; {call}'
+        ".download_and_prepare(file_format='array_record')\""
+    )
 
 
 def _download(builder: Any, name: str) -> None:
     root = str(builder.data_path).removesuffix(builder.info.full_name).rstrip("/")
     remedy = (
-        f"on a machine with a network type: tfds build {name} --data_dir={root} "
-        "--file_format=array_record; if it is prepared elsewhere: --config.data.data_dir=DIR"
+        f"where there is a network, type: {_command(name, root)}; "
+        "if it is prepared elsewhere: --config.data.data_dir=DIR"
     )
     if not _network(builder):
-        raise DataError(f"{name} is not under {root} and there is no network; {remedy}")
+        raise DataError(f"{name} is not under {root} and no server of it answers; {remedy}")
     _LOG.warning("%s is not under %s: downloading and preparing it", name, root)
     try:
         builder.download_and_prepare(file_format="array_record")

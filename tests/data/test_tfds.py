@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -250,7 +251,7 @@ def test_another_file_format_tells_how_to_convert(tmp_path, images, labels):
     write_data_set(tmp_path, images, labels, format_="tfrecord")
     with pytest.raises(DataError, match="is stored as tfrecord; expected array_record") as error:
         load(tmp_path)
-    assert "tensorflow_datasets.scripts.convert_format" in str(error.value)
+    assert f"t.builder('{NAME}', data_dir='DIR').download_and_prepare(" in str(error.value)
 
 
 class Unprepared:
@@ -304,11 +305,14 @@ def test_a_missing_data_set_is_prepared_where_there_is_a_network(unprepared, roo
 
 def test_a_missing_data_set_without_a_network_says_what_to_type(unprepared, root, monkeypatch):
     monkeypatch.setattr(socket, "create_connection", refuse)
-    with pytest.raises(DataError, match="there is no network") as error:
+    with pytest.raises(DataError, match="no server of it answers") as error:
         load(root)
-    assert f"tfds build {NAME} --data_dir={root} --file_format=array_record" in str(error.value)
     assert "--config.data.data_dir=DIR" in str(error.value)
     assert unprepared.calls == []
+    # What it says can be typed.
+    program = re.search(r'type: python -c "(.*?)"', str(error.value))[1]
+    exec(program)
+    assert unprepared.calls == [{"file_format": "array_record"}]
 
 
 def test_behind_a_proxy_the_download_is_tried(unprepared, root, monkeypatch):
@@ -321,5 +325,5 @@ def test_behind_a_proxy_the_download_is_tried(unprepared, root, monkeypatch):
 def test_a_failing_download_says_why_and_what_to_type(unprepared, root, monkeypatch):
     monkeypatch.setattr(socket, "create_connection", answer)
     unprepared.failure = RuntimeError("checksum\ndiffers")
-    with pytest.raises(DataError, match=r"download failed \(checksum differs\); .*tfds build"):
+    with pytest.raises(DataError, match=r"download failed \(checksum differs\); .*python -c"):
         load(root)
