@@ -342,13 +342,14 @@ def validate(config: Config) -> None:
 
 
 def _check_value(path: str, value: Any) -> None:
-    numbers = value if isinstance(value, list) else [value]
-    if isinstance(value, list) and not all(isinstance(v, int | float) for v in value):
-        raise ConfigError(f"config.{path}={tuple(value)!r}: expected numbers, such as (1, 2)")
-    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-        raise ConfigError(f"config.{path}={value!r}: expected a finite number")
+    if isinstance(value, list):
+        if not all(isinstance(v, int | float) and math.isfinite(v) for v in value):
+            raise ConfigError(f"config.{path}={tuple(value)!r}: expected numbers, such as (1, 2)")
+        return
     if value is None:
         return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"config.{path}={value!r}: expected a finite number")
     if path in _MINIMA and value < _MINIMA[path]:
         raise ConfigError(f"config.{path}={value!r}: expected at least {_MINIMA[path]}")
     if path in _SEEDS and value >= 2**32:

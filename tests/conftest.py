@@ -70,7 +70,13 @@ def start_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     )
     numbers = itertools.count()
 
-    def start(name: str, *argv: str, ids: Path | None = None, **environment: object) -> Door:
+    def start(
+        name: str,
+        *argv: str,
+        ids: Path | None = None,
+        file_limit: int | None = None,
+        **environment: object,
+    ) -> Door:
         folder = root / str(next(numbers))
         folder.mkdir()
         for file in ("out", "err"):
@@ -80,6 +86,7 @@ def start_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
             "argv": argv,
             "env": {key: str(value) for key, value in environment.items()},
             "ids": str(ids) if ids else None,
+            "file_limit": file_limit,
             **{file: str(folder / file) for file in ("out", "err", "code")},
         }
         server.stdin.write(json.dumps(request) + "\n")

@@ -1,14 +1,16 @@
 """Starts doors as processes of their own, by forking: importing costs more than most of them do.
 
 Reads one JSON object a line: `module` and `argv` of `python -m`, `env`, the files `out`, `err` and
-`code`, and `ids`, a file for the example ids of every batch that the training loop took. Answers
-with the process id; the exit code appears in `code`, negative for a signal.
+`code`; `ids`, a file for the example ids of every batch that the training loop took; `file_limit`,
+the bytes that a file may have, in place of a full disk. Answers with the process id; the exit code
+appears in `code`, negative for a signal.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -45,6 +47,9 @@ def become(request):
     os.environ.update(request["env"])
     if request["ids"]:
         record_ids(request["ids"])
+    if request["file_limit"]:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
     sys.argv = [request["module"], *request["argv"]]
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 

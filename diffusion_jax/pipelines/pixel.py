@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key, UInt32
 
 from diffusion_jax.data.spec import DataSpec
 from diffusion_jax.diffusion import guidance as guide
@@ -242,7 +242,7 @@ class PixelPipeline:
         trajectory: bool,
         params: PyTree,
         seed: Any,
-        index: Int[Array, " batch"],
+        index: UInt32[Array, " batch"],
         conditioning: Mapping[str, Array],
         guidance: Any,
     ) -> Float[Array, "states batch *shape"]:
