@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,17 +14,15 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.networks.attention import ATTENTIONS, SelfAttention
-from diffusion_jax.networks.embeddings import NOISE_SCALES, ConditionEmbedding, sincos_positions
+from diffusion_jax.networks.embeddings import ConditionEmbedding, sincos_positions
 from diffusion_jax.networks.layers import ZEROS, FeedForward, constrain_batch, dropout, fold_key
 from diffusion_jax.networks.validation import (
     check_choice,
-    check_classes,
+    check_common,
     check_divides,
     check_example,
     check_positive,
-    check_rate,
     check_spatial,
-    floating_dtype,
 )
 
 # "dots" keeps the results of the linear layers and recomputes the cheap rest; "full" keeps the
@@ -117,54 +116,34 @@ class DiT(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_spatial("network.dit", shape)
-        dtype = floating_dtype("network.dit.dtype", dtype)
+        dtype = check_common("network.dit", num_classes, dropout, noise_input, dtype)
+        out_channels = shape[-1] if out_channels is None else out_channels
+        check_positive("network.dit", dim=dim, depth=depth, expansion=expansion)
+        check_positive("network.dit", out_channels=out_channels)
+        check_divides("network.dit.heads", heads, dim, "network.dit.dim")
+        check_choice("network.dit.remat", remat, REMAT)
+        check_choice("network.dit.attention", attention, ATTENTIONS)
         self.shape, self.noise_input, self.dtype = tuple(shape), noise_input, dtype
         self.patch, self.scan, self.remat, self.depth = patch, scan, remat, depth
-        self.out_channels = self.shape[-1] if out_channels is None else out_channels
-        self.grid = patch_grid(self.shape[:-1], patch)
-        check_positive("network.dit", dim=dim, depth=depth, expansion=expansion)
-        check_positive("network.dit", out_channels=self.out_channels)
-        check_classes("network.dit.num_classes", num_classes)
-        check_divides("network.dit.heads", heads, dim, "network.dit.dim")
-        check_rate("network.dit.dropout", dropout)
-        check_choice("network.dit.remat", remat, REMAT)
-        check_choice("network.dit.positions", positions, POSITIONS)
-        check_choice("network.dit.attention", attention, ATTENTIONS)
-        check_choice("network.dit.noise_input", noise_input, NOISE_SCALES)
-        if positions == "sincos" and dim % (2 * len(self.grid)):
-            raise ConfigError(
-                f"network.dit.dim={dim}: sincos positions over {len(self.grid)} axes need a "
-                f"multiple of {2 * len(self.grid)}; or positions=learned"
-            )
+        self.out_channels, self.grid = out_channels, patch_grid(self.shape[:-1], patch)
+        self.positions = position_table(positions, self.grid, dim, rngs)
         volume = patch ** len(self.grid)
         self.stem = nnx.Linear(volume * self.shape[-1], dim, dtype=dtype, rngs=rngs)
-        table = (math.prod(self.grid), dim)
-        normal = nnx.initializers.normal(0.02)
-        self.positions = (
-            nnx.Param(normal(rngs.params(), table, jnp.float32)) if positions == "learned" else None
-        )
         self.condition = ConditionEmbedding(
             noise_input, NOISE_FEATURES, dim, num_classes, stddev=0.02, dtype=dtype, rngs=rngs
         )
 
-        def block(key: Key[Array, ""]) -> Block:
-            return Block(
-                dim,
-                heads,
-                expansion=expansion,
-                dropout=dropout,
-                attention=attention,
-                dtype=dtype,
-                rngs=nnx.Rngs(key),
-            )
-
-        keys = jax.random.split(rngs.params(), depth)
-        # A block is a pytree, so vmap over its keys stacks its parameters along a first axis.
-        self.blocks: Any = (
-            jax.vmap(block)(keys)
-            if scan
-            else nnx.Dict({str(i): block(keys[i]) for i in range(depth)})
+        block = functools.partial(
+            Block,
+            dim,
+            heads,
+            expansion=expansion,
+            dropout=dropout,
+            attention=attention,
+            dtype=dtype,
         )
+
+        self.blocks = stacked(block, rngs, depth) if scan else numbered(block, rngs, depth)
         self.norm = nnx.LayerNorm(dim, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
         self.ada = nnx.Linear(dim, 2 * dim, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
         self.head = nnx.Linear(
@@ -210,10 +189,36 @@ class DiT(nnx.Module):
         return x
 
 
+def stacked(make: Callable[..., nnx.Module], rngs: nnx.Rngs, depth: int) -> Any:
+    """One module whose parameters have a leading axis of `depth` (a module is a pytree)."""
+    return jax.vmap(lambda key: make(rngs=nnx.Rngs(key)))(jax.random.split(rngs.params(), depth))
+
+
+def numbered(make: Callable[..., nnx.Module], rngs: nnx.Rngs, depth: int) -> Any:
+    """`depth` modules under "0", "1", ..., with the same weights as `stacked`."""
+    keys = jax.random.split(rngs.params(), depth)
+    return nnx.Dict({str(i): make(rngs=nnx.Rngs(key)) for i, key in enumerate(keys)})
+
+
+def position_table(
+    kind: str, grid: Sequence[int], dim: int, rngs: nnx.Rngs
+) -> nnx.Param[Array] | None:
+    """A learned table, or None for the fixed one; ConfigError where that does not fit `dim`."""
+    check_choice("network.dit.positions", kind, POSITIONS)
+    if kind == "learned":
+        normal = nnx.initializers.normal(0.02)
+        return nnx.Param(normal(rngs.params(), (math.prod(grid), dim), jnp.float32))
+    if dim % (2 * len(grid)):
+        raise ConfigError(
+            f"network.dit.dim={dim}: sincos positions over {len(grid)} axes need a multiple of "
+            f"{2 * len(grid)}; or positions=learned"
+        )
+    return None
+
+
 def patch_grid(space: Sequence[int], patch: int) -> tuple[int, ...]:
     """Number of patches along each axis; ConfigError unless `patch` divides all of them."""
-    for size in space:
-        check_divides("network.dit.patch", patch, math.gcd(*space), f"a side of {size}")
+    check_divides("network.dit.patch", patch, math.gcd(*space), f"all sides of {tuple(space)}")
     return tuple(size // patch for size in space)
 
 

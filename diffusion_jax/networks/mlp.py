@@ -11,16 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax.networks.embeddings import NOISE_SCALES, ConditionEmbedding
+from diffusion_jax.networks.embeddings import ConditionEmbedding
 from diffusion_jax.networks.layers import ZEROS, constrain_batch, dropout, fold_key
 from diffusion_jax.networks.validation import (
-    check_choice,
-    check_classes,
+    check_common,
     check_even,
     check_example,
     check_positive,
-    check_rate,
-    floating_dtype,
 )
 
 
@@ -74,11 +71,8 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_positive("network.mlp", width=width, depth=depth, expansion=expansion)
-        check_classes("network.mlp.num_classes", num_classes)
-        check_rate("network.mlp.dropout", dropout)
-        check_choice("network.mlp.noise_input", noise_input, NOISE_SCALES)
         check_even("network.mlp.width", width)
-        dtype = floating_dtype("network.mlp.dtype", dtype)
+        dtype = check_common("network.mlp", num_classes, dropout, noise_input, dtype)
         self.shape, self.noise_input, self.dtype = tuple(shape), noise_input, dtype
         size = math.prod(self.shape)
         self.stem = nnx.Linear(size, width, dtype=dtype, rngs=rngs)

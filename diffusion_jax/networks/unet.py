@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +13,16 @@ from jaxtyping import Array, Float, Key
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.networks.attention import ATTENTIONS, SelfAttention
 from diffusion_jax.networks.conv import Conv, Upsample
-from diffusion_jax.networks.embeddings import NOISE_SCALES, ConditionEmbedding
+from diffusion_jax.networks.embeddings import ConditionEmbedding
 from diffusion_jax.networks.layers import GroupNorm, constrain_batch, dropout, fold_key
 from diffusion_jax.networks.validation import (
     check_choice,
-    check_classes,
+    check_common,
     check_divides,
     check_even,
     check_example,
     check_positive,
-    check_rate,
     check_spatial,
-    floating_dtype,
 )
 
 
@@ -145,24 +143,24 @@ class UNet(nnx.Module):
         check_spatial("network.unet", shape)
         out_channels = shape[-1] if out_channels is None else out_channels
         check_positive("network.unet", channels=channels, blocks=blocks, out_channels=out_channels)
-        check_classes("network.unet.num_classes", num_classes)
-        check_choice("network.unet.attention", attention, ATTENTIONS)
         check_even("network.unet.channels", channels)
-        check_rate("network.unet.dropout", dropout)
-        check_choice("network.unet.noise_input", noise_input, NOISE_SCALES)
-        dtype = floating_dtype("network.unet.dtype", dtype)
+        check_choice("network.unet.attention", attention, ATTENTIONS)
+        dtype = check_common("network.unet", num_classes, dropout, noise_input, dtype)
         self.shape, self.noise_input, self.dtype = tuple(shape), noise_input, dtype
         sizes = level_sizes(self.shape[:-1], multipliers)
         attended = attended_levels(sizes, attention_resolutions)
         widths = [channels * multiplier for multiplier in multipliers]
         rank, condition = len(self.shape) - 1, 4 * channels
+        common: Any = {"rank": rank, "dtype": dtype, "rngs": rngs}
 
-        def stage(source: int, level: int, attend: bool) -> Stage:
-            width = widths[level]
-            residual = ResidualBlock(
-                source, width, condition, rank=rank, dropout=dropout, dtype=dtype, rngs=rngs
-            )
-            if not attend:
+        def build(part: Part) -> Any:
+            width = widths[part.level]
+            if part.kind == "downsample":
+                return Conv(part.source, width, stride=2, **common)
+            if part.kind == "upsample":
+                return Upsample(width, **common)
+            residual = ResidualBlock(part.source, width, condition, dropout=dropout, **common)
+            if part.kind == "residual":
                 return Stage(residual, None)
             count = head_count(width, heads, head_dim)
             spatial = SpatialAttention(
@@ -173,33 +171,15 @@ class UNet(nnx.Module):
         self.condition = ConditionEmbedding(
             noise_input, channels, condition, num_classes, stddev=1.0, dtype=dtype, rngs=rngs
         )
-        self.stem = Conv(self.shape[-1], channels, rank=rank, dtype=dtype, rngs=rngs)
-        down, up, skips, width = {}, {}, [channels], channels
-        for level in range(len(widths)):
-            for i in range(blocks):
-                down[f"level{level}_{i}"] = stage(width, level, level in attended)
-                width = widths[level]
-                skips.append(width)
-            if level + 1 < len(widths):
-                down[f"level{level}_downsample"] = Conv(
-                    width, width, rank=rank, stride=2, dtype=dtype, rngs=rngs
-                )
-                skips.append(width)
-        last = len(widths) - 1
-        self.middle = nnx.Dict(
-            {"0": stage(width, last, middle_attention), "1": stage(width, last, False)}
-        )
-        for level in reversed(range(len(widths))):
-            for i in range(blocks + 1):
-                up[f"level{level}_{i}"] = stage(width + skips.pop(), level, level in attended)
-                width = widths[level]
-            if level:
-                up[f"level{level}_upsample"] = Upsample(width, rank=rank, dtype=dtype, rngs=rngs)
-        self.down, self.up = nnx.Dict(down), nnx.Dict(up)
+        self.stem = Conv(self.shape[-1], channels, **common)
+        down, middle, up = layer_plan(channels, widths, blocks, attended, middle_attention)
+        self.down = nnx.Dict({part.name: build(part) for part in down})
+        self.middle = nnx.Dict({part.name: build(part) for part in middle})
+        self.up = nnx.Dict({part.name: build(part) for part in up})
         # Merged dicts come back sorted by name: the order of execution is kept apart.
-        self.down_order, self.up_order = tuple(down), tuple(up)
-        self.norm = GroupNorm(width, rngs=rngs)
-        self.head = Conv(width, out_channels, rank=rank, zero=True, dtype=dtype, rngs=rngs)
+        self.down_order, self.up_order = (tuple(p.name for p in parts) for parts in (down, up))
+        self.norm = GroupNorm(channels * multipliers[0], rngs=rngs)
+        self.head = Conv(channels * multipliers[0], out_channels, zero=True, **common)
 
     def __call__(
         self,
@@ -213,14 +193,16 @@ class UNet(nnx.Module):
         condition = jax.nn.silu(self.condition(noise, conditioning))
         h = self.stem(x)
         skips, part = [h], 0
-        for layer in (self.down[name] for name in self.down_order):
+        for name in self.down_order:
+            layer: Any = self.down[name]
             h = layer(h, condition, fold_key(key, part)) if isinstance(layer, Stage) else layer(h)
             skips.append(h)
             part += 1
         for layer in self.middle.values():
             h = layer(h, condition, fold_key(key, part))
             part += 1
-        for layer in (self.up[name] for name in self.up_order):
+        for name in self.up_order:
+            layer: Any = self.up[name]
             if isinstance(layer, Stage):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = layer(h, condition, fold_key(key, part))
@@ -228,6 +210,48 @@ class UNet(nnx.Module):
                 h = layer(h)
             part += 1
         return self.head(jax.nn.silu(self.norm(h))).astype(jnp.float32)
+
+
+class Part(NamedTuple):
+    """What stands at one place: its name, kind, level and the channels that reach it."""
+
+    name: str
+    kind: str
+    level: int
+    source: int
+
+
+def layer_plan(
+    channels: int,
+    widths: Sequence[int],
+    blocks: int,
+    attended: Collection[int],
+    middle_attention: bool,
+) -> tuple[list[Part], list[Part], list[Part]]:
+    """Parts of the way down, the middle and the way up, in the order in which they run.
+
+    Kinds: `residual`, `attention` (a residual block, then attention), `downsample`, `upsample`.
+    """
+    down, up, skips, width = [], [], [channels], channels
+    last = len(widths) - 1
+    kinds = ["attention" if level in attended else "residual" for level in range(len(widths))]
+    for level in range(len(widths)):
+        for i in range(blocks):
+            down.append(Part(f"level{level}_{i}", kinds[level], level, width))
+            width = widths[level]
+            skips.append(width)
+        if level < last:
+            down.append(Part(f"level{level}_downsample", "downsample", level, width))
+            skips.append(width)
+    kind = "attention" if middle_attention else "residual"
+    middle = [Part("0", kind, last, width), Part("1", "residual", last, width)]
+    for level in reversed(range(len(widths))):
+        for i in range(blocks + 1):
+            up.append(Part(f"level{level}_{i}", kinds[level], level, width + skips.pop()))
+            width = widths[level]
+        if level:
+            up.append(Part(f"level{level}_upsample", "upsample", level, width))
+    return down, middle, up
 
 
 def level_sizes(space: Sequence[int], multipliers: Sequence[int]) -> list[tuple[int, ...]]:

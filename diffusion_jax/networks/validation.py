@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.errors import ConfigError, unknown_name
+from diffusion_jax.networks.embeddings import NOISE_SCALES
 
 
 def check_positive(section: str, **fields: int) -> None:
@@ -16,12 +17,6 @@ def check_positive(section: str, **fields: int) -> None:
     for field, value in fields.items():
         if value < 1:
             raise ConfigError(f"{section}.{field}={value}: expected at least 1")
-
-
-def check_classes(field: str, value: int) -> None:
-    """Raises ConfigError for a negative number of classes; 0 is an unconditional network."""
-    if value < 0:
-        raise ConfigError(f"{field}={value}: expected 0 (unconditional) or more")
 
 
 def check_spatial(section: str, shape: Sequence[int]) -> None:
@@ -53,12 +48,6 @@ def check_choice(field: str, value: str, known: Iterable[str]) -> None:
         raise ConfigError(unknown_name(field, value, known))
 
 
-def check_rate(field: str, value: float) -> None:
-    """Raises ConfigError unless 0 <= value < 1."""
-    if not 0 <= value < 1:
-        raise ConfigError(f"{field}={value}: expected a probability in [0, 1)")
-
-
 def floating_dtype(field: str, value: Any) -> jnp.dtype:
     """The compute dtype that a name or type stands for; ConfigError unless it is floating."""
     try:
@@ -68,6 +57,20 @@ def floating_dtype(field: str, value: Any) -> jnp.dtype:
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise ConfigError(f"{field}={value!r}: expected float32, bfloat16 or float16")
     return dtype
+
+
+def check_common(
+    section: str, num_classes: int, dropout: float, noise_input: str, dtype: Any
+) -> jnp.dtype:
+    """Checks the fields that every network has; returns the compute dtype."""
+    if num_classes < 0:
+        raise ConfigError(
+            f"{section}.num_classes={num_classes}: expected 0 (unconditional) or more"
+        )
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"{section}.dropout={dropout}: expected a probability in [0, 1)")
+    check_choice(f"{section}.noise_input", noise_input, NOISE_SCALES)
+    return floating_dtype(f"{section}.dtype", dtype)
 
 
 def check_example(x: Array, shape: tuple[int, ...]) -> None:
