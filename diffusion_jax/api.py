@@ -13,10 +13,11 @@ from typing import Any
 
 import jax
 
-from diffusion_jax import builders, data, workdir
+from diffusion_jax import builders, config_rules, data, workdir
 from diffusion_jax import config as configs
 from diffusion_jax.checkpoints import Checkpointer
 from diffusion_jax.config import Config
+from diffusion_jax.errors import named
 from diffusion_jax.parallel.arrays import global_batch
 from diffusion_jax.parallel.cache import enable_compilation_cache
 from diffusion_jax.parallel.distributed import reached_preemption
@@ -75,18 +76,18 @@ class Run:
     @classmethod
     def build(cls, config: Config, path: str | Path) -> Run:
         """Builds and checks everything that needs no compilation."""
-        configs.validate(config)
+        config_rules.validate(config)
         folder = workdir.prepare(path, config)
         mesh = builders.mesh(config)
         processes = process_part(mesh)[1]
-        with builders.named("config."):
+        with named("config."):
             check_batch_size(config.batch_size, config.accumulation, mesh, processes)
-        with builders.named("config.validation."):
+        with named("config.validation."):
             check_batch_size(config.validation.batch_size or config.batch_size, 1, mesh, processes)
         train_data = builders.source(config, "train")
         model = builders.model(config, train_data.spec)
         compiled = builders.compiled(config, model, mesh)
-        with builders.named("config.sampling."):
+        with named("config.sampling."):
             builders.pipeline(config, model, compiled.abstract_state.params, mesh).trace()
         checkpoints = Checkpointer(
             folder / workdir.CHECKPOINTS,

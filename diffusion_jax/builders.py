@@ -6,10 +6,9 @@ line within seconds. Nothing below this module takes a config.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,7 +29,7 @@ from diffusion_jax.diffusion import (
     time_sampling,
     weightings,
 )
-from diffusion_jax.errors import ConfigError, DiffusionJaxError, unknown_name
+from diffusion_jax.errors import ConfigError, named, section, unknown_name
 from diffusion_jax.evaluation.bound import BoundEvaluator, floor_bits
 from diffusion_jax.networks import NETWORKS, Network, functional
 from diffusion_jax.objectives.base import Objective
@@ -43,31 +42,6 @@ from diffusion_jax.training.optimizer import adamw, warmup_schedule
 from diffusion_jax.training.step import Trainer
 
 PyTree = Any
-
-
-@contextlib.contextmanager
-def section(field: str) -> Iterator[None]:
-    """Turns a ValueError or TypeError of a constructor into a ConfigError naming the section."""
-    try:
-        yield
-    except DiffusionJaxError:
-        raise
-    except (ValueError, TypeError) as error:
-        named_already = str(error).startswith(field)
-        raise ConfigError(
-            f"config.{error}" if named_already else f"config.{field}: {error}"
-        ) from error
-
-
-@contextlib.contextmanager
-def named(prefix: str) -> Iterator[None]:
-    """Completes the field that a ConfigError of the rooms below begins with."""
-    try:
-        yield
-    except ConfigError as error:
-        if str(error).startswith("config."):
-            raise
-        raise ConfigError(f"{prefix}{error}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

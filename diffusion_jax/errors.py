@@ -6,8 +6,9 @@ choice. Doors print it without a traceback and leave with `exit_code`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 EXIT_OK = 0
 EXIT_BAD_DATA = 65
@@ -58,3 +59,28 @@ def unknown_name(field: str, value: str, known: Iterable[str]) -> str:
     close = nearest(value, known)
     hint = f" (did you mean {close!r}?)" if close else ""
     return f"{field}={value!r} is unknown{hint}; known: {', '.join(known)}"
+
+
+@contextlib.contextmanager
+def section(field: str) -> Iterator[None]:
+    """Turns a ValueError or TypeError of a constructor into a ConfigError naming the section."""
+    try:
+        yield
+    except DiffusionJaxError:
+        raise
+    except (ValueError, TypeError) as error:
+        named_already = str(error).startswith(field)
+        raise ConfigError(
+            f"config.{error}" if named_already else f"config.{field}: {error}"
+        ) from error
+
+
+@contextlib.contextmanager
+def named(prefix: str) -> Iterator[None]:
+    """Completes the field that a ConfigError of the rooms below begins with."""
+    try:
+        yield
+    except ConfigError as error:
+        if str(error).startswith("config."):
+            raise
+        raise ConfigError(f"{prefix}{error}") from error

@@ -1,0 +1,84 @@
+"""What can be said against a config before anything is built from it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from diffusion_jax.config import Config, flatten
+from diffusion_jax.errors import ConfigError, unknown_name
+
+
+def validate(config: Config) -> None:
+    """Checks ranges that need no other object to be judged.
+
+    Raises:
+        ConfigError: one line with field, value and what was expected.
+    """
+    for path, value in flatten(config):
+        _check_value(path, value)
+    if config.batch_size % config.accumulation:
+        lower = config.batch_size - config.batch_size % config.accumulation
+        raise ConfigError(
+            f"config.batch_size={config.batch_size} is not a multiple of "
+            f"config.accumulation={config.accumulation}; the next are {lower} and "
+            f"{lower + config.accumulation}"
+        )
+    if config.compute_dtype not in ("auto", "float32", "bfloat16"):
+        known = ("auto", "float32", "bfloat16")
+        raise ConfigError(unknown_name("config.compute_dtype", config.compute_dtype, known))
+    if config.sampling.ema not in ("", *config.ema.decays):
+        known = ("", *config.ema.decays)
+        raise ConfigError(unknown_name("config.sampling.ema", config.sampling.ema, known))
+    for name, decay in config.ema.decays.items():
+        if not 0 <= decay < 1:
+            raise ConfigError(f"config.ema.decays.{name}={decay!r}: expected 0 <= decay < 1")
+
+
+def _check_value(path: str, value: Any) -> None:
+    if isinstance(value, list):
+        if not all(isinstance(v, int | float) and math.isfinite(v) for v in value):
+            raise ConfigError(f"config.{path}={tuple(value)!r}: expected numbers, such as (1, 2)")
+        return
+    if value is None:
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"config.{path}={value!r}: expected a finite number")
+    if path in _MINIMA and value < _MINIMA[path]:
+        raise ConfigError(f"config.{path}={value!r}: expected at least {_MINIMA[path]}")
+    if path in _SEEDS and value >= 2**32:
+        raise ConfigError(f"config.{path}={value!r}: expected less than 2**32")
+    if path in _RATES and not 0 <= value < 1:
+        raise ConfigError(f"config.{path}={value!r}: expected a number in [0, 1)")
+
+
+_SEEDS = ("seed", "sampling.seed", "data.points.seed")
+_RATES = ("optimizer.adamw.b1", "optimizer.adamw.b2")
+_MINIMA = {
+    "steps": 1,
+    "seed": 0,
+    "batch_size": 1,
+    "accumulation": 1,
+    "data.prefetch": 1,
+    "guard.limit": 0,
+    "checkpoint.every": 1,
+    "checkpoint.keep_last": 1,
+    "checkpoint.keep_every": 1,
+    "logging.every": 1,
+    "logging.profile_at": 0,
+    "logging.profile_steps": 1,
+    "validation.every": 0,
+    "validation.examples": 0,
+    "validation.batch_size": 1,
+    "sampling.every": 0,
+    "sampling.num": 1,
+    "sampling.batch_size": 1,
+    "sampling.steps": 1,
+    "sampling.seed": 0,
+    "data.points.seed": 0,
+    "optimizer.learning_rate": 0,
+    "optimizer.clip_norm": 0,
+    "optimizer.adamw.weight_decay": 0,
+    "optimizer.adamw.eps": 0,
+    "optimizer.warmup_steps": 0,
+}

@@ -1,0 +1,157 @@
+"""Defaults, validation, the JSON round trip, what may change; and every config takes a step."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion_jax import api, config_rules
+from diffusion_jax import config as configs
+from diffusion_jax.errors import ConfigError, DataError
+
+FOLDER = Path(__file__).parents[1] / "configs"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+def get_config(name: str, variant: str = ""):
+    spec = importlib.util.spec_from_file_location(f"configs_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
+
+
+def test_defaults_are_valid_and_locked():
+    config = configs.base()
+    config_rules.validate(config)
+    with pytest.raises(AttributeError, match="Did you mean"):
+        config.stepz = 3
+    with pytest.raises(AttributeError, match="Did you mean"):
+        config.network.unet.chanels = 3
+    with pytest.raises(TypeError):
+        config.steps = "many"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_json_round_trip(name):
+    config = get_config(name)
+    config.checkpoint.keep_every = 7
+    with config.ema.decays.unlocked():
+        config.ema.decays.long = 0.9999
+    text = json.dumps(configs.to_json(config))
+    back = configs.from_json(json.loads(text))
+    assert back.to_dict() == config.to_dict()
+    assert configs.differences(config, back) == {}
+    assert back.is_locked
+    assert isinstance(back.network.unet.multipliers, tuple)
+
+
+def test_a_field_that_is_new_takes_its_default():
+    values = configs.to_json(get_config("digits"))
+    del values["guard"]
+    del values["sampling"]["num"]
+    back = configs.from_json(values)
+    assert back.guard.limit == configs.base().guard.limit
+    assert back.sampling.num == configs.base().sampling.num
+
+
+def test_a_field_that_is_gone_is_an_error():
+    with pytest.raises(ConfigError, match=r"config\.steqs=5 .*did you mean config\.steps\?"):
+        configs.from_json({"steqs": 5})
+
+
+def test_differences_name_what_changed():
+    old, new = configs.base(), configs.base()
+    new.steps, new.network.unet.multipliers = 5, (1, 2)
+    assert configs.differences(old, new) == {
+        "steps": (1000, 5),
+        "network.unet.multipliers": ([1, 2, 2], [1, 2]),
+    }
+
+
+def test_what_may_change_and_what_may_not():
+    for path in ("steps", "data.data_dir", "mesh.fsdp", "logging.every", "batch_size"):
+        assert configs.may_change(path), path
+    for path in ("seed", "network.name", "optimizer.learning_rate", "data.name", "ema.decays.x"):
+        assert not configs.may_change(path), path
+    old, new = get_config("digits"), get_config("digits")
+    new.steps, new.mesh.fsdp = 5, 2
+    new.network.dit.depth = 3  # of a branch that is not read
+    configs.check_resume(old, new, "here")
+    new.network.unet.channels = 48
+    with pytest.raises(
+        ConfigError, match=r"workdir=here .*config\.network\.unet\.channels: 32 -> 48"
+    ):
+        configs.check_resume(old, new, "here")
+
+
+def test_every_path_that_may_change_exists():
+    known = [path for path, _ in configs.flatten(configs.base())]
+    for pattern in configs.MAY_CHANGE:
+        assert any(configs.fnmatch.fnmatchcase(path, pattern) for path in known), pattern
+
+
+def test_an_unknown_variant_lists_the_known():
+    with pytest.raises(ConfigError, match=r"'smok' is unknown \(did you mean 'smoke'\?\)"):
+        get_config("digits", "smok")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_full_size_validates(name):
+    config_rules.validate(get_config(name))
+
+
+def one_step(start_door, name: str, folder: Path, *options: str, devices: int = 1) -> None:
+    arguments = [f"--config=configs/{name}.py:smoke", f"--workdir={folder}", *options]
+    arguments += ["--config.steps=1", "--config.logging.tensorboard=False"]
+    code, out, err = start_door("main", *arguments, DIFFUSION_JAX_CPU_DEVICES=devices).wait(300)
+    assert code == 0, err
+    assert "1 steps done" in out
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in rows} == {1}
+    assert np.isfinite(rows[0]["train/loss"])
+    assert np.isfinite(rows[1]["val/loss_ema"])
+    assert (folder / "samples" / "00000001.png").exists()
+    assert (folder / "trajectory.gif").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "mnist"])
+def test_every_config_takes_a_step(start_door, name, tmp_path):
+    one_step(start_door, name, tmp_path / name)
+
+
+MNIST = os.environ.get("DIFFUSION_JAX_TFDS", "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MNIST, reason="DIFFUSION_JAX_TFDS names no folder of TFDS data")
+def test_mnist_takes_a_step(start_door, tmp_path):
+    one_step(start_door, "mnist", tmp_path / "mnist", f"--config.data.data_dir={MNIST}")
+
+
+def test_mnist_without_data_says_what_is_missing(tmp_path):
+    config = get_config("mnist", "smoke")
+    config.data.data_dir = str(tmp_path / "nothing")
+    with pytest.raises(DataError) as error:
+        api.train(config, tmp_path / "run")
+    assert "mnist" in str(error.value)
+    assert str(tmp_path / "nothing") in str(error.value)
+
+
+@pytest.mark.slow
+def test_another_network_on_another_mesh_by_flags_alone(start_door, tmp_path):
+    options = (
+        "--config.network.name=dit",
+        "--config.network.dit.dim=16",
+        "--config.network.dit.depth=2",
+        "--config.network.dit.heads=2",
+        "--config.mesh.data=2",
+        "--config.mesh.fsdp=4",
+        "--config.mesh.fsdp_min_size=64",
+        "--config.accumulation=2",
+    )
+    one_step(start_door, "digits", tmp_path / "run", *options, devices=8)
