@@ -1,0 +1,207 @@
+"""The pipeline with exact denoisers in place of a network: its samples have known moments."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.data.spec import DataSpec
+from diffusion_jax.diffusion import denoiser, processes, schedules, time_grids
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.parallel.mesh import make_mesh
+from diffusion_jax.pipelines import output
+from diffusion_jax.pipelines.pixel import PixelPipeline, SamplingOptions
+from diffusion_jax.pipelines.samples import Samples
+
+MEANS = np.array([[1.0, -0.5], [-1.0, 0.25], [0.5, 0.75]], np.float32)
+STD = 0.3
+PRIOR_MEAN, PRIOR_STD = np.array([0.2, 0.1], np.float32), 0.8
+SCHEDULE = schedules.cosine()
+
+
+def gaussian_x0(x, alpha, sigma, mean, std):
+    """E[x0 | x_t] of N(mean, std^2): the weighted mean of prior and observation."""
+    precision = alpha**2 / sigma**2 + 1.0 / std**2
+    return (alpha * x / sigma**2 + mean / std**2) / precision
+
+
+def exact(params, conditioning):
+    """Label y is N(MEANS[y], STD^2); without a label the data are N(PRIOR_MEAN, PRIOR_STD^2)."""
+
+    def predict(x, t):
+        alpha = jnp.reshape(SCHEDULE.alpha(t), (-1, 1))
+        sigma = jnp.maximum(jnp.reshape(SCHEDULE.sigma(t), (-1, 1)), 1e-4)
+        if "label" in conditioning:
+            return gaussian_x0(x, alpha, sigma, params["means"][conditioning["label"]], STD)
+        return gaussian_x0(x, alpha, sigma, PRIOR_MEAN, PRIOR_STD)
+
+    return denoiser.as_denoiser(predict, SCHEDULE)
+
+
+def make(mesh=None, **changes):
+    fields = {
+        "params": {"means": jnp.asarray(MEANS)},
+        "denoiser": exact,
+        "process": processes.Gaussian(SCHEDULE),
+        "schedule": SCHEDULE,
+        "spec": DataSpec(shape=(2,), kind="points", num_classes=3, range=(-2.0, 2.0)),
+        "conditional": True,
+        "times": time_grids.uniform,
+        "mesh": mesh or make_mesh(devices=jax.devices()[:1]),
+        "defaults": SamplingOptions(solver="ddim", steps=20, batch_size=64),
+    }
+    return PixelPipeline(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(("solver", "steps"), [("heun", 30), ("dpmpp_2m", 40), ("ddpm", 200)])
+def test_moments_of_the_classes(solver, steps):
+    samples = make().sample(6000, labels=[2, 0], solver=solver, steps=steps, batch_size=6000)
+    for label in (0, 2):
+        x = samples.x[samples.label == label]
+        assert len(x) == 3000
+        np.testing.assert_allclose(x.mean(axis=0), MEANS[label], atol=5 * STD / 3000**0.5 + 0.01)
+        np.testing.assert_allclose(x.std(axis=0), STD, rtol=0.06)
+    correlation = np.corrcoef(x.T)[0, 1]
+    assert abs(correlation) < 5 / 3000**0.5
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpmpp_sde"])
+def test_a_sample_depends_on_seed_and_index_alone(solver):
+    pipeline = make()
+    options = {"solver": solver, "steps": 5, "seed": 7}
+    whole = pipeline.sample(24, batch_size=24, **options)
+    for size in (1, 7, 64):
+        parts = pipeline.sample(24, batch_size=size, **options)
+        np.testing.assert_allclose(parts.x, whole.x, atol=1e-4)
+        np.testing.assert_array_equal(parts.label, whole.label)
+    few = pipeline.sample(5, **options)
+    np.testing.assert_allclose(few.x, whole.x[:5], atol=1e-4)
+    spread = make(make_mesh(data=4, fsdp=2)).sample(24, batch_size=20, **options)
+    np.testing.assert_allclose(spread.x, whole.x, atol=1e-4)
+    other = pipeline.sample(24, **{**options, "seed": 8})
+    assert np.abs(other.x - whole.x).max() > 0.1
+
+
+def test_labels_are_cycled():
+    assert make().sample(7, labels=[2, 0, 0]).label.tolist() == [2, 0, 0, 2, 0, 0, 2]
+    assert make().sample(4).label.tolist() == [0, 1, 2, 0]
+    assert make().sample(2, labels=[1, 2, 0]).label.tolist() == [1, 2]
+    assert make(conditional=False).sample(4).label is None
+
+
+def test_guidance_against_its_closed_form():
+    """One Euler-like step of DDIM from t = 1 (alpha = 0) to 0 returns x0_hat itself, which is
+    linear in the guidance: unconditional + guidance (conditional - unconditional)."""
+    pipeline = make()
+    for guidance in (0.0, 1.0, 3.0):
+        samples = pipeline.sample(6, steps=1, guidance=guidance)
+        expected = PRIOR_MEAN + guidance * (MEANS[samples.label] - PRIOR_MEAN)
+        np.testing.assert_allclose(samples.x, expected, atol=1e-4)
+
+
+def test_guidance_and_seed_compile_nothing_new():
+    pipeline = make()
+    pipeline.sample(8, guidance=2.0, seed=1)
+    (program,) = pipeline._programs.values()
+    pipeline.sample(8, guidance=3.0, seed=2, labels=[1])
+    assert list(pipeline._programs.values()) == [program]
+    assert program._cache_size() == 1
+
+
+def test_trajectories_go_from_noise_to_the_samples():
+    samples = make().sample(5, steps=6, trajectory=True, batch_size=4)
+    assert samples.trajectory.shape == (7, 5, 2)
+    np.testing.assert_array_equal(samples.trajectory[-1], samples.x)
+    plain = make().sample(5, steps=6)
+    np.testing.assert_allclose(plain.x, samples.x, atol=1e-4)
+    assert plain.trajectory is None
+    starts = make().sample(4000, steps=1, trajectory=True, batch_size=4000).trajectory[0]
+    np.testing.assert_allclose(starts.std(), 1.0, rtol=0.05)
+    np.testing.assert_allclose(starts.mean(), 0.0, atol=0.06)
+
+
+def test_progress_counts_samples():
+    seen = []
+    make().sample(10, batch_size=4, progress=seen.append)
+    assert seen == [4, 8, 10]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"labels": [3]}, "labels=3: out of range; expected 0..2"),
+        ({"labels": [-1]}, "labels=-1: out of range"),
+        ({"num": 0}, "num=0: expected at least 1"),
+        ({"steps": 0}, "steps=0: expected at least 1"),
+        ({"seed": 2**32}, "seed=4294967296: expected 0 <= seed < 2"),
+        ({"solver": "dim"}, "did you mean 'ddim'"),
+        ({"guidance": float("nan")}, "guidance=nan: expected a finite number"),
+    ],
+)
+def test_bad_options(options, words):
+    with pytest.raises(ConfigError, match=words.replace(".", r"\.")):
+        make().sample(**options)
+
+
+def test_an_unconditional_model_takes_neither_labels_nor_guidance():
+    pipeline = make(conditional=False)
+    with pytest.raises(ConfigError, match=r"labels=\[1\]: the model is unconditional"):
+        pipeline.sample(2, labels=[1])
+    with pytest.raises(ConfigError, match=r"guidance=2\.0: the model is unconditional"):
+        pipeline.sample(2, guidance=2.0)
+    with pytest.raises(ConfigError, match="no ODE; expected 'ancestral'"):
+        make(schedule=None).sample(2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"interval": (0.8, 0.2)}, {"rescale": 2.0}, {"solver_options": {"ddim": {"eta": 3.0}}}],
+)
+def test_trace_judges_what_only_the_parts_know(changes):
+    good = make(params={"means": jax.ShapeDtypeStruct((3, 2), jnp.float32)})
+    good.trace()
+    bad = dataclasses.replace(good, defaults=dataclasses.replace(good.defaults, **changes))
+    with pytest.raises(ConfigError):
+        bad.trace()
+
+
+def test_images_are_clipped_and_rounded_to_bytes(tmp_path):
+    spec = DataSpec(shape=(4, 4, 1), kind="image", num_classes=2)
+
+    def constant(params, conditioning):
+        level = jnp.where(conditioning["label"] == 0, 7.0, 0.25)[:, None, None, None]
+        return denoiser.as_denoiser(lambda x, t: jnp.zeros_like(x) + level, SCHEDULE)
+
+    options = SamplingOptions(solver="ddim", steps=3, threshold="static")
+    pipeline = make(spec=spec, denoiser=constant, defaults=options, params={})
+    samples = pipeline.sample(3, trajectory=True)
+    assert samples.x.dtype == np.uint8
+    np.testing.assert_array_equal(samples.x[0], 255)
+    np.testing.assert_array_equal(samples.x[1], 159)  # 1.25 * 127.5 = 159.4
+
+    folder = output.prepare(tmp_path / "out")
+    output.write(folder, samples, spec)
+    names = {path.name for path in folder.iterdir()}
+    images = {f"0000{i}.png" for i in range(3)}
+    assert names == {"samples.npz", "grid.png", "trajectory.gif", *images}
+    with np.load(folder / "samples.npz") as stored:
+        assert sorted(stored) == ["label", "trajectory", "x"]
+        np.testing.assert_array_equal(stored["x"], samples.x)
+        np.testing.assert_array_equal(stored["label"], [0, 1, 0])
+        assert stored["trajectory"].shape == (4, 3, 4, 4, 1)
+
+
+def test_samples_without_labels_round_trip(tmp_path):
+    samples = Samples(x=np.ones((3, 2), np.float32))
+    np.savez(tmp_path / "s.npz", **samples.arrays())
+    with np.load(tmp_path / "s.npz") as stored:
+        assert list(stored) == ["x"]
+        np.testing.assert_array_equal(stored["x"], samples.x)
+    assert len(samples) == 3
+    np.testing.assert_array_equal(np.asarray(samples), samples.x)
+    with pytest.raises(ConfigError, match="cannot be written: Not a directory"):
+        output.prepare(tmp_path / "s.npz" / "out")
