@@ -14,7 +14,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The config; the variant `smoke` runs in seconds."""
     config = configs.base()
     config.data.name = "digits"
-    config.steps = 1500
+    config.steps = 1200
     config.batch_size = 128
     config.network.name = "unet"
     config.network.unet.channels = 32
@@ -25,12 +25,12 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 100
     config.ema.decays.default = 0.995
-    config.sampling.every = 500
+    config.sampling.every = 400
     config.sampling.steps = 20
     config.sampling.num = 100
     config.sampling.batch_size = 100
-    config.checkpoint.every = 500
-    config.validation.every = 250
+    config.checkpoint.every = 400
+    config.validation.every = 400
     config.validation.examples = 384
     configs.apply_variant(config, variant, {"smoke": _smoke})
     return config
