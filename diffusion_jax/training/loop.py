@@ -162,9 +162,10 @@ class Loop:
     def _check_skipped(self) -> None:
         for skipped in self._metrics.take_skipped():
             self.progress.note(self._describe(skipped))
-        if self._metrics.consecutive_skips > self.options.guard_limit:
+        # The longest row, since a good step may be read back together with the bad ones before it.
+        if self._metrics.longest_skips > self.options.guard_limit:
             raise Aborted(
-                f"{self._metrics.consecutive_skips} steps in a row were not finite "
+                f"{self._metrics.longest_skips} steps in a row were not finite "
                 f"(config.guard.limit={self.options.guard_limit}); lower the learning rate or "
                 "look at the examples named above"
             )

@@ -60,6 +60,7 @@ class MetricBuffer:
         self._totals = np.zeros((len(self.names), 2))
         self._skipped: list[SkippedStep] = []
         self.consecutive_skips = 0
+        self.longest_skips = 0
 
     def push(self, step: int, packed: jax.Array, bad_examples: jax.Array) -> None:
         """Takes the metrics of update number `step` and reads back those that are old enough."""
@@ -94,6 +95,7 @@ class MetricBuffer:
         self._totals += values
         if values[list(self.names).index("skipped"), 0] > 0:
             self.consecutive_skips += 1
+            self.longest_skips = max(self.longest_skips, self.consecutive_skips)
             self._skipped.append(SkippedStep(item.step, np.asarray(item.bad_examples)))
         else:
             self.consecutive_skips = 0

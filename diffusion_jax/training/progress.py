@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -13,11 +13,11 @@ from tqdm import tqdm
 class Progress:
     """A progress bar on a terminal; in a file, one line per interval.
 
-    Only process 0 shows anything.
+    Only process 0 shows anything. `stream` is a text file, standard error by default.
     """
 
     def __init__(
-        self, total: int, start: int, *, enabled: bool = True, stream: TextIO | None = None
+        self, total: int, start: int, *, enabled: bool = True, stream: Any = None
     ) -> None:
         self._stream = stream or sys.stderr
         self._total, self._start, self._began = total, start, time.monotonic()
