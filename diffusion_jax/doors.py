@@ -6,14 +6,22 @@ fault of ours shows a traceback.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-from absl import flags
+from absl import app, flags
 
 from diffusion_jax.errors import ConfigError, DiffusionJaxError
 from diffusion_jax.flag_errors import explain
+
+PATIENCE = 10.0
+"""Seconds that a process which failed waits for the others to end as well."""
+HELP = {"--help", "-help", "-?", "--helpshort", "--helpfull", "--helpxml"}
 
 
 def enter(
@@ -41,14 +49,41 @@ def enter(
         run()
     except DiffusionJaxError as error:
         leave(error)
+    except Exception:
+        traceback.print_exc()
+        _end(1)
     sys.exit(0)
 
 
-def leave(error: DiffusionJaxError) -> None:
+def leave(error: DiffusionJaxError) -> NoReturn:
     """Prints the one line of an error and exits with its code."""
     message = " ".join(str(error).split())
     print(f"{type(error).__name__}: {message}", file=sys.stderr, flush=True)
-    sys.exit(error.exit_code)
+    _end(error.exit_code)
+
+
+def _end(code: int) -> NoReturn:
+    """Ends the process, also one that fails alone among many.
+
+    At a regular exit the distributed runtime waits minutes for all processes and then aborts, which
+    would hide the code. Processes that fail together still leave together.
+    """
+    jax = sys.modules.get("jax")
+    if jax is None or not jax.distributed.is_initialized():
+        sys.exit(code)
+
+    def shut_down() -> None:
+        with contextlib.suppress(Exception):
+            jax.distributed.shutdown()
+
+    thread = threading.Thread(target=shut_down, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    if thread.is_alive():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def parse(argv: Sequence[str], required: Sequence[str]) -> None:
@@ -57,11 +92,15 @@ def parse(argv: Sequence[str], required: Sequence[str]) -> None:
     Raises:
         ConfigError: an unknown flag or config field, a wrong type, a missing flag or file.
     """
+    app.define_help_flags()
     try:
         rest = flags.FLAGS(list(argv))
         for name in required:
             # A config file that cannot be opened shows itself only when its value is used.
             hasattr(flags.FLAGS[name].value, "lock")
+    except SystemExit as shown:
+        # absl ends --help with 1, as if it were a mistake.
+        sys.exit(0 if HELP & set(argv) else shown.code)
     except Exception as error:  # a config file may raise anything
         raise ConfigError(explain(error, argv)) from error
     if len(rest) > 1:

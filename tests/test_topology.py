@@ -43,7 +43,7 @@ def ids_of(file: Path) -> dict[int, list[int]]:
     return {row["position"]: row["ids"] for row in found}
 
 
-def start_pair(start_door, folder: Path, *options: str, ids: str = "pair"):
+def start_pair(start_door, folder: Path, *options: str, ids: str = "pair", workdirs=None):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -52,7 +52,7 @@ def start_pair(start_door, folder: Path, *options: str, ids: str = "pair"):
             "main",
             *OPTIONS,
             *SHARDED,
-            f"--workdir={folder}",
+            f"--workdir={(workdirs or [folder] * 2)[process]}",
             *options,
             ids=folder.with_name(f"{ids}{process}.ids"),
             DIFFUSION_JAX_COORDINATOR=address,
@@ -161,6 +161,21 @@ def test_sigterm_of_one_process_saves_both(start_door, tmp_path):
     step = int((folder / ".saved").read_text())
     assert last.pop().endswith(f"saved step {step}; start me again")
     assert (folder / "checkpoints" / str(step) / "state" / "_METADATA").exists()
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_fails_alone_ends_with_its_code(start_door, tmp_path, failing):
+    """Its workdir cannot be written; the other process waits for it in vain."""
+    (tmp_path / "file").write_text("")
+    began = time.monotonic()
+    folders = [tmp_path / "good", tmp_path / "good"]
+    folders[failing] = tmp_path / "file" / "run"
+    pair = start_pair(start_door, tmp_path / "pair", workdirs=folders)
+    code, _, err = pair[failing].wait(120)
+    pair[1 - failing].signal(signal.SIGKILL)
+    assert code == 78, err
+    assert "ConfigError: workdir=" in err
+    assert time.monotonic() - began < 60
 
 
 def test_a_mistake_ends_both_processes_at_once(start_door, tmp_path):
