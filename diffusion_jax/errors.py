@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
+import re
 from collections.abc import Iterable, Iterator
 
 EXIT_OK = 0
@@ -59,6 +61,20 @@ def unknown_name(field: str, value: str, known: Iterable[str]) -> str:
     close = nearest(value, known)
     hint = f" (did you mean {close!r}?)" if close else ""
     return f"{field}={value!r} is unknown{hint}; known: {', '.join(known)}"
+
+
+def check_local(field: str, folder: str | os.PathLike[str]) -> None:
+    """Refuses the address of an object store, which would become a local folder called `gs:`.
+
+    Raises:
+        ConfigError: `folder` begins with a scheme.
+    """
+    # `Path` makes one slash of two.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(folder)):
+        raise ConfigError(
+            f"{field}={os.fspath(folder)}: object stores are not supported yet; mount it or name "
+            "a local folder"
+        )
 
 
 @contextlib.contextmanager

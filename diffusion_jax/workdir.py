@@ -16,7 +16,7 @@ from typing import Any
 from diffusion_jax import config as configs
 from diffusion_jax.config import Config
 from diffusion_jax.data import DataSpec
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.errors import ConfigError, check_local
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -39,6 +39,7 @@ def prepare(workdir: str | Path, config: Config) -> Path:
     """
     if not str(workdir):
         raise ConfigError("--workdir is missing; name a folder, such as --workdir=runs/digits")
+    check_local("workdir", workdir)
     path = Path(workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -124,6 +125,7 @@ def read_spec(workdir: str | Path) -> DataSpec:
 
 def _described(path: Path, entry: str) -> dict[str, Any]:
     """An entry of `config.json`."""
+    check_local("workdir", path)
     file = path / CONFIG_FILE
     try:
         values = json.loads(file.read_text())[entry]

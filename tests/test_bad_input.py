@@ -386,6 +386,7 @@ FLAGS = [
     (["--workdir=x"], ["--config is missing"]),
     ([SMOKE, "--workdir=x", "steps=3"], ["argument 'steps=3' is no flag"]),
     ([SMOKE, "--workdir=BELOW_A_FILE"], ["cannot be written: Not a directory"]),
+    ([SMOKE, "--workdir=gs://bucket/run"], ["workdir=gs://bucket/run", "object stores", "mount"]),
 ]
 
 
@@ -435,6 +436,8 @@ def test_mistakes_at_the_sampling_door(start_door, trained, tmp_path):
         ([f"--workdir={trained}", out, "--solver=heunn"], ["solver='heunn'", "'heun'"]),
         ([f"--workdir={trained}", out, "--stepps=1"], ["--stepps is no flag"]),
         ([f"--workdir={trained}", f"--out={__file__}/x"], ["cannot be written"]),
+        ([f"--workdir={trained}", "--out=gs://bucket/x"], ["out=gs://bucket/x", "object stores"]),
+        (["--workdir=gs://bucket/run", out], ["workdir=gs:/", "object stores"]),
     ]
     started = [start_door("sample", *arguments) for arguments, _ in cases]
     for door, (_, words) in zip(started, cases, strict=True):
@@ -456,6 +459,14 @@ def test_a_real_command_ends_alike(tmp_path):
         env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
     )
     assert_one_line((done.returncode, done.stdout, done.stderr), ["config.batch_size=0"])
+
+
+@pytest.mark.parametrize(("door", "flag"), [("main", "--config"), ("sample", "--guidance")])
+def test_help_lists_the_flags(start_door, door, flag):
+    code, out, err = start_door(door, "--help").wait(60)
+    assert (code, err) == (0, "")
+    assert flag in out
+    assert "--workdir" in out
 
 
 def test_exit_codes(capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_jax.data.spec import DataSpec
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.errors import ConfigError, check_local
 from diffusion_jax.pipelines.samples import Samples
 from diffusion_jax.visual import picture, save_png, trajectory_gif
 
@@ -21,6 +21,7 @@ def prepare(out: str | Path) -> Path:
     Raises:
         ConfigError: it cannot be written.
     """
+    check_local("out", out)
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
