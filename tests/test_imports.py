@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,27 @@ def test_torch_is_never_imported_and_tensorflow_only_when_needed():
         assert not {n.split(".")[0] for n in imported(path)} & {"torch", "torchvision"}, path
         heavy = {"tensorflow", "clu"}
         assert not {n.split(".")[0] for n in imported(path, top_only=True)} & heavy, path
+
+
+# Import names that differ from the name of the package that brings them.
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "absl": "absl-py",
+    "google": "protobuf",
+    "ml_collections": "ml-collections",
+    "orbax": "orbax-checkpoint",
+    "sklearn": "scikit-learn",
+    "tensorflow_datasets": "tensorflow-datasets",
+}
+
+
+def test_every_package_that_is_imported_is_declared():
+    names = {name.split(".")[0] for path in FILES for name in imported(path)}
+    names -= {"diffusion_jax", *sys.stdlib_module_names}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    missing = {DISTRIBUTIONS.get(name, name) for name in names} - declared
+    assert not missing
 
 
 def test_importing_the_package_brings_no_tensorflow():
