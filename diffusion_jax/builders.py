@@ -162,15 +162,15 @@ def model(config: Config, spec: DataSpec) -> Model:
     if spec.kind == "bits":
         raise ConfigError(f"config.process.name={process_name!r}: bits need the process 'binomial'")
     noise_schedule = schedule(config)
-    prediction = config.objective.denoising.prediction
-    with named("config.objective.denoising."), section("objective.denoising.prediction"):
+    prediction = options["prediction"]
+    with named("config.process.gaussian."), section("process.gaussian.prediction"):
         predictions.check_prediction(prediction, noise_schedule)
     return Model(
         network=network(config, spec),
         process=processes.Gaussian(noise_schedule),
         schedule=noise_schedule,
         prediction=prediction,
-        sigma_data=config.objective.denoising.sigma_data,
+        sigma_data=options["sigma_data"],
         **shared,
     )
 

@@ -95,6 +95,10 @@ def _process() -> dict[str, Any]:
     return {
         "name": "gaussian",
         "gaussian": {
+            # What the network puts out: x0, eps, v, score, velocity or edm.
+            "prediction": "v",
+            # Standard deviation of the data, for the preconditioning and weighting "edm".
+            "sigma_data": 0.5,
             "schedule": {
                 "name": "cosine",
                 "cosine": {"s": 0.0},
@@ -144,8 +148,6 @@ def _objective() -> dict[str, Any]:
     return {
         "name": "denoising",
         "denoising": {
-            "prediction": "v",
-            "sigma_data": 0.5,
             "label_dropout": 0.1,
             "time": {
                 "name": "uniform",

@@ -71,15 +71,15 @@ MISTAKES = {
         ["config.objective.denoising.weighting.name='snrr'", "'snr'"],
     ),
     "prediction": (
-        lambda: tiny(objective__denoising__prediction="epss"),
-        ["config.objective.denoising.prediction='epss'", "'eps'"],
+        lambda: tiny(process__gaussian__prediction="epss"),
+        ["config.process.gaussian.prediction='epss'", "'eps'"],
     ),
     "prediction of no x0": (
         lambda: tiny(
-            objective__denoising__prediction="eps",
+            process__gaussian__prediction="eps",
             process__gaussian__schedule__name="rectified_flow",
         ),
-        ["config.objective.denoising.prediction='eps'", "use 'v'"],
+        ["config.process.gaussian.prediction='eps'", "use 'v'"],
     ),
     "noise input": (
         lambda: tiny(network__noise_input="logsn"),

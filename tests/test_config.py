@@ -89,6 +89,15 @@ def test_what_may_change_and_what_may_not():
         configs.check_resume(old, new, "here")
 
 
+def test_the_prediction_is_read_whatever_the_objective():
+    old, new = configs.base(), configs.base()
+    old.objective.name = new.objective.name = "variational"
+    new.process.gaussian.prediction, new.process.gaussian.sigma_data = "eps", 0.7
+    words = r"gaussian\.prediction: 'v' -> 'eps', config\.process\.gaussian\.sigma_data: 0\.5"
+    with pytest.raises(ConfigError, match=words):
+        configs.check_resume(old, new, "here")
+
+
 def test_every_path_that_may_change_exists():
     known = [path for path, _ in configs.flatten(configs.base())]
     for pattern in configs.MAY_CHANGE:
