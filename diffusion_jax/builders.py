@@ -265,7 +265,7 @@ def trainer(config: Config, built: Model) -> Trainer:
             warmup_steps=section_config.warmup_steps,
             final_scale=section_config.final_scale,
         )
-    optimizer = OPTIMIZERS[name](rate, clip_norm=section_config.clip_norm, **options)
+    optimizer = OPTIMIZERS[name](rate, clip_norm=section_config.clip_norm or None, **options)
     return Trainer(
         objective=objective(config, built),
         init_params=built.network.init,

@@ -173,6 +173,7 @@ def _optimizer() -> dict[str, Any]:
         "schedule": "cosine",
         "warmup_steps": 100,
         "final_scale": 0.0,
+        # Largest global norm of a gradient; 0: no clipping.
         "clip_norm": 1.0,
         "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
     }

@@ -19,10 +19,11 @@ def validate(config: Config) -> None:
         _check_value(path, value)
     if config.batch_size % config.accumulation:
         lower = config.batch_size - config.batch_size % config.accumulation
+        higher = lower + config.accumulation
+        nearest = f"the next are {lower} and {higher}" if lower else f"the next is {higher}"
         raise ConfigError(
             f"config.batch_size={config.batch_size} is not a multiple of "
-            f"config.accumulation={config.accumulation}; the next are {lower} and "
-            f"{lower + config.accumulation}"
+            f"config.accumulation={config.accumulation}; {nearest}"
         )
     if config.compute_dtype not in ("auto", "float32", "bfloat16"):
         known = ("auto", "float32", "bfloat16")
@@ -46,6 +47,8 @@ def _check_value(path: str, value: Any) -> None:
         raise ConfigError(f"config.{path}={value!r}: expected a finite number")
     if path in _MINIMA and value < _MINIMA[path]:
         raise ConfigError(f"config.{path}={value!r}: expected at least {_MINIMA[path]}")
+    if path in _POSITIVE and value <= 0:
+        raise ConfigError(f"config.{path}={value!r}: expected a number above 0")
     if path in _SEEDS and value >= 2**32:
         raise ConfigError(f"config.{path}={value!r}: expected less than 2**32")
     if path in _RATES and not 0 <= value < 1:
@@ -53,6 +56,11 @@ def _check_value(path: str, value: Any) -> None:
 
 
 _SEEDS = ("seed", "sampling.seed", "data.points.seed")
+_POSITIVE = (
+    "optimizer.adamw.eps",
+    "process.gaussian.sigma_data",
+    "objective.denoising.weighting.min_snr.gamma",
+)
 _RATES = ("optimizer.adamw.b1", "optimizer.adamw.b2")
 _MINIMA = {
     "steps": 1,
@@ -78,7 +86,7 @@ _MINIMA = {
     "data.points.seed": 0,
     "optimizer.learning_rate": 0,
     "optimizer.clip_norm": 0,
+    "optimizer.final_scale": 0,
     "optimizer.adamw.weight_decay": 0,
-    "optimizer.adamw.eps": 0,
     "optimizer.warmup_steps": 0,
 }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from diffusion_jax import api, config_rules
+from diffusion_jax import api, builders, config_rules
 from diffusion_jax import config as configs
 from diffusion_jax.errors import ConfigError, DataError
 
@@ -96,6 +97,56 @@ def test_the_prediction_is_read_whatever_the_objective():
     words = r"gaussian\.prediction: 'v' -> 'eps', config\.process\.gaussian\.sigma_data: 0\.5"
     with pytest.raises(ConfigError, match=words):
         configs.check_resume(old, new, "here")
+
+
+def changed(path: str, value) -> configs.Config:
+    config = configs.base()
+    *parents, key = path.split(".")
+    section = config
+    for parent in parents:
+        section = section[parent]
+    section[key] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "bad", "good"),
+    [
+        ("optimizer.clip_norm", -1.0, 0.0),
+        ("optimizer.final_scale", -0.1, 0.0),
+        ("optimizer.adamw.eps", 0.0, 1e-12),
+        ("process.gaussian.sigma_data", 0.0, 0.1),
+        ("objective.denoising.weighting.min_snr.gamma", 0.0, 0.1),
+    ],
+)
+def test_ranges(path, bad, good):
+    config_rules.validate(changed(path, good))
+    with pytest.raises(ConfigError, match=rf"^config\.{re.escape(path)}={bad}: expected"):
+        config_rules.validate(changed(path, bad))
+
+
+@pytest.mark.parametrize(("batch", "words"), [(2, "the next is 3$"), (4, "the next are 3 and 6$")])
+def test_batch_sizes_near_a_multiple_of_the_accumulation(batch, words):
+    config = configs.base()
+    config.batch_size, config.accumulation = batch, 3
+    with pytest.raises(ConfigError, match=words):
+        config_rules.validate(config)
+
+
+def test_a_clip_norm_of_zero_clips_nothing():
+    norms = {}
+    for clip_norm in (0.0, 1.0):
+        config = changed("optimizer.clip_norm", clip_norm)
+        config.data.name, config.network.name = "points", "mlp"
+        config.network.mlp.width, config.network.mlp.depth = 8, 1
+        config.optimizer.adamw.eps = 1e3  # large, so that the update is linear in the gradient
+        built = builders.model(config, builders.source(config, "train").spec)
+        optimizer = builders.trainer(config, built).optimizer
+        params = {"w": np.zeros(4, np.float32)}
+        gradient = {"w": np.full(4, 50.0, np.float32)}
+        update, _ = optimizer.update(gradient, optimizer.init(params), params)
+        norms[clip_norm] = float(np.linalg.norm(update["w"]))
+    np.testing.assert_allclose(norms[0.0], 100.0 * norms[1.0], rtol=0.1)
 
 
 def test_every_path_that_may_change_exists():
