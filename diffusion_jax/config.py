@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "compilation_cache",
     "data.data_dir",
     "data.prefetch",
+    "data.tfds.memory",
     "mesh.*",
     "logging.*",
     "checkpoint.*",
@@ -87,6 +88,10 @@ def _data() -> dict[str, Any]:
             "validation": "test",
             "image_size": placeholder(int),
             "flip": False,
+            # Bytes up to which a set is decoded once and held in memory.
+            "memory": 2 << 30,
+            # Damaged records of a set held in memory that are left out; one more is an error.
+            "max_unreadable": 0,
         },
     }
 

@@ -68,6 +68,8 @@ _MINIMA = {
     "batch_size": 1,
     "accumulation": 1,
     "data.prefetch": 1,
+    "data.tfds.memory": 0,
+    "data.tfds.max_unreadable": 0,
     "guard.limit": 0,
     "checkpoint.every": 1,
     "checkpoint.keep_last": 1,

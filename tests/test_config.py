@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_jax import api, builders, config_rules
+from diffusion_jax import api, builders, config_rules, data
 from diffusion_jax import config as configs
 from diffusion_jax.errors import ConfigError, DataError
 
@@ -97,6 +98,19 @@ def test_the_prediction_is_read_whatever_the_objective():
     words = r"gaussian\.prediction: 'v' -> 'eps', config\.process\.gaussian\.sigma_data: 0\.5"
     with pytest.raises(ConfigError, match=words):
         configs.check_resume(old, new, "here")
+
+
+@pytest.mark.parametrize("name", sorted(data.SOURCES))
+def test_options_of_a_source_are_those_of_the_config(name, monkeypatch):
+    known = inspect.signature(data.SOURCES[name]).parameters
+    known = {key: known[key].default for key in known if key not in ("split", "data_dir")}
+    assert known == configs.base().data[name].to_dict()
+    seen, digits = {}, data.load("digits", "train")
+    monkeypatch.setattr(data, "load", lambda *args, **options: seen.update(options) or digits)
+    config = configs.base()
+    config.data.name = name
+    builders.source(config, "train")
+    assert seen.items() >= known.items()
 
 
 def changed(path: str, value) -> configs.Config:
