@@ -5,6 +5,8 @@ Writes `samples.npz`, one PNG a sample for images, `grid.png` and, with --trajec
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from absl import flags
 
 from diffusion_jax import doors
@@ -23,10 +25,15 @@ TRAJECTORY = flags.DEFINE_bool("trajectory", False, "Also write every state on t
 
 def run() -> None:
     """Samples with the parsed flags."""
-    from diffusion_jax import api
+    import jax
+
+    from diffusion_jax import api, workdir
     from diffusion_jax.pipelines import output
 
-    folder = output.prepare(OUT.value)
+    workdir.read_config(WORKDIR.value)
+    main = jax.process_index() == 0
+    if main:
+        output.prepare(OUT.value)
     labels = doors.integers("labels", LABELS.value)
     pipeline = api.load(WORKDIR.value)
     samples = pipeline.sample(
@@ -40,8 +47,9 @@ def run() -> None:
         trajectory=TRAJECTORY.value,
         progress=lambda done: doors.note(f"{done}/{NUM.value} samples"),
     )
-    output.write(folder, samples, pipeline.spec)
-    doors.note(f"samples are in {folder}")
+    if main:
+        output.write(Path(OUT.value), samples, pipeline.spec)
+    doors.note(f"samples are in {OUT.value}")
 
 
 if __name__ == "__main__":

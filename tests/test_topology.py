@@ -43,10 +43,23 @@ def ids_of(file: Path) -> dict[int, list[int]]:
     return {row["position"]: row["ids"] for row in found}
 
 
-def start_pair(start_door, folder: Path, *options: str, ids: str = "pair", workdirs=None):
+def pair_environment(process: int, address: str) -> dict[str, object]:
+    return {
+        "DIFFUSION_JAX_COORDINATOR": address,
+        "DIFFUSION_JAX_NUM_PROCESSES": 2,
+        "DIFFUSION_JAX_PROCESS_ID": process,
+        "DIFFUSION_JAX_CPU_DEVICES": 4,
+    }
+
+
+def free_address() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def start_pair(start_door, folder: Path, *options: str, ids: str = "pair", workdirs=None):
+    address = free_address()
     return [
         start_door(
             "main",
@@ -55,10 +68,7 @@ def start_pair(start_door, folder: Path, *options: str, ids: str = "pair", workd
             f"--workdir={(workdirs or [folder] * 2)[process]}",
             *options,
             ids=folder.with_name(f"{ids}{process}.ids"),
-            DIFFUSION_JAX_COORDINATOR=address,
-            DIFFUSION_JAX_NUM_PROCESSES=2,
-            DIFFUSION_JAX_PROCESS_ID=process,
-            DIFFUSION_JAX_CPU_DEVICES=4,
+            **pair_environment(process, address),
         )
         for process in range(2)
     ]
@@ -142,6 +152,18 @@ def test_two_processes_train_as_one(start_door, eight, tmp_path):
     with np.load(tmp_path / "out" / "samples.npz") as samples:
         assert samples["x"].shape == (5, 2)
         assert np.isfinite(samples["x"]).all()
+
+
+def test_one_of_two_processes_writes_the_samples(start_door, eight, tmp_path):
+    address, options = free_address(), (f"--workdir={eight}", "--num=5", "--steps=2")
+    doors = [
+        start_door("sample", *options, f"--out={tmp_path}/{p}", **pair_environment(p, address))
+        for p in range(2)
+    ]
+    results = [door.wait(120) for door in doors]
+    assert [code for code, _, _ in results] == [0, 0], results
+    assert (tmp_path / "0" / "samples.npz").exists()
+    assert not (tmp_path / "1").exists()
 
 
 @pytest.mark.slow

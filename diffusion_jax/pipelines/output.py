@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +26,33 @@ def prepare(out: str | Path) -> Path:
     """
     check_local("out", out)
     folder = Path(out)
-    try:
+    with _reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"out={folder} cannot be written: {error.strerror}") from None
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     return folder
 
 
+@contextlib.contextmanager
+def _reported(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # Pillow's own errors carry no number and no `strerror`.
+        raise ConfigError(f"out={folder} cannot be written: {error.strerror or error}") from error
+
+
 def write(folder: Path, samples: Samples, spec: DataSpec) -> None:
-    """Writes all files of a set of samples."""
+    """Writes all files of a set of samples; to be called by one process alone.
+
+    Raises:
+        ConfigError: the disk is full, or takes no files.
+    """
+    with _reported(folder):
+        _write(folder, samples, spec)
+
+
+def _write(folder: Path, samples: Samples, spec: DataSpec) -> None:
     np.savez_compressed(folder / "samples.npz", allow_pickle=False, **samples.arrays())
     shown = samples.x[:GRID_LIMIT]
     labels = None
