@@ -74,6 +74,7 @@ def start_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
         name: str,
         *argv: str,
         ids: Path | None = None,
+        kill: tuple[int, float] | None = None,
         file_limit: int | None = None,
         **environment: object,
     ) -> Door:
@@ -86,6 +87,7 @@ def start_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
             "argv": argv,
             "env": {key: str(value) for key, value in environment.items()},
             "ids": str(ids) if ids else None,
+            "kill": kill,
             "file_limit": file_limit,
             **{file: str(folder / file) for file in ("out", "err", "code")},
         }

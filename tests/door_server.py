@@ -1,19 +1,21 @@
 """Starts doors as processes of their own, by forking: importing costs more than most of them do.
 
 Reads one JSON object a line: `module` and `argv` of `python -m`, `env`, the files `out`, `err` and
-`code`; `ids`, a file for the example ids of every batch that the training loop took; `file_limit`,
-the bytes that a file may have, in place of a full disk. Answers with the process id; the exit code
-appears in `code`, negative for a signal.
+`code`; `ids`, a file for the example ids of every batch that the training loop took; `kill`,
+when kill -9 strikes; `file_limit`, the bytes that a file may have, in place of a full disk. Answers
+with the process id; the exit code appears in `code`, negative for a signal.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
 import runpy
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import diffusion_jax.api
@@ -21,8 +23,13 @@ import diffusion_jax.pipelines.output
 from diffusion_jax.data import Loader, Prefetcher
 
 
-def record_ids(path):
-    """Notes which examples the loop takes: `{"position": n, "ids": [...]}` a batch."""
+def record_ids(path, kill):
+    """Notes which examples the loop takes: `{"position": n, "ids": [...]}` a batch.
+
+    `kill` = (batches, seconds) has kill -9 strike so long after that batch: from here, since a
+    busy machine may hold up the test itself until the run is over.
+    """
+    count = itertools.count(1)
     fetched, make, take = {}, Loader.batch, Prefetcher.__next__
 
     def batch(self, position):
@@ -34,6 +41,8 @@ def record_ids(path):
         position, item = take(self)
         with open(path, "a") as file:
             file.write(json.dumps({"position": position, "ids": fetched.pop(position)}) + "\n")
+        if kill and next(count) == kill[0]:
+            threading.Timer(kill[1], os.kill, (os.getpid(), signal.SIGKILL)).start()
         return position, item
 
     Loader.batch, Prefetcher.__next__ = batch, following
@@ -46,7 +55,7 @@ def become(request):
         os.dup2(file, descriptor)
     os.environ.update(request["env"])
     if request["ids"]:
-        record_ids(request["ids"])
+        record_ids(request["ids"], request["kill"])
     if request["file_limit"]:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
