@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from diffusion_jax.parallel.arrays import global_batch
 from diffusion_jax.parallel.cache import enable_compilation_cache
 from diffusion_jax.parallel.distributed import reached_preemption
 from diffusion_jax.parallel.flops import count_flops, peak_flops
-from diffusion_jax.parallel.mesh import check_batch_size, process_part
+from diffusion_jax.parallel.mesh import check_batch_size, process_rows
 from diffusion_jax.pipelines.pixel import PixelPipeline
 from diffusion_jax.pipelines.previews import Previews
 from diffusion_jax.training import writers
@@ -79,11 +79,10 @@ class Run:
         config_rules.validate(config)
         folder = workdir.prepare(path, config)
         mesh = builders.mesh(config)
-        processes = process_part(mesh)[1]
         with named("config."):
-            check_batch_size(config.batch_size, config.accumulation, mesh, processes)
+            check_batch_size(config.batch_size, config.accumulation, mesh)
         with named("config.validation."):
-            check_batch_size(config.validation.batch_size or config.batch_size, 1, mesh, processes)
+            check_batch_size(config.validation.batch_size or config.batch_size, 1, mesh)
         train_data = builders.source(config, "train")
         model = builders.model(config, train_data.spec)
         compiled = builders.compiled(config, model, mesh)
@@ -140,7 +139,8 @@ class Run:
             stack.callback(progress.close)
             batches = self.batches(position(state.examples))
             stack.callback(batches.close)
-            writer.hparams(dict(configs.flatten(self.config)))
+            if start == 0:
+                writer.hparams(dict(configs.flatten(self.config)))
             state = self.loop(batches, writer, progress).run(state)
             self.checkpoints.wait()
         return state
@@ -163,13 +163,11 @@ class Run:
 
     def loader(self) -> data.Loader:
         """Shuffled batches of this process."""
-        index, count = process_part(self.compiled.mesh)
         return data.Loader(
             source=self.train_data,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
-            process_index=index,
-            process_count=count,
+            rows=process_rows(self.compiled.mesh, self.config.batch_size),
         )
 
     def batches(self, start: int) -> data.Prefetcher:
@@ -199,7 +197,7 @@ class Run:
             batches=batches,
             ids=self.loader().ids,
             metric_names=self.compiled.metric_names(batch, frozen),
-            save=self._save_when_due,
+            save=self.save,
             should_stop=reached_preemption,
             hooks=self._hooks(writer),
             writer=writer,
@@ -220,6 +218,7 @@ class Run:
             steps=self.config.steps,
             batch_size=self.config.batch_size,
             log_every=self.config.logging.every,
+            save_every=self.config.checkpoint.every,
             guard_limit=self.config.guard.limit,
             profile_at=self.config.logging.profile_at,
             profile_steps=self.config.logging.profile_steps,
@@ -231,10 +230,6 @@ class Run:
         """Starts to write a checkpoint under the number of updates it has seen."""
         self.checkpoints.save(step, state, {"step": step, "examples": position(state.examples)})
         self._note_saved()
-
-    def _save_when_due(self, state: TrainState, step: int, force: bool) -> None:
-        if force or step % self.config.checkpoint.every == 0:
-            self.save(state, step)
 
     def _note_saved(self) -> None:
         latest = self.checkpoints.latest_step()
@@ -258,26 +253,25 @@ class Run:
             show=writer.image,
         )
 
+        sampler = builders.pipeline(config, self.model, {}, self.compiled.mesh)
+
         def sample(state: TrainState, step: int) -> Mapping[str, float]:
-            params = _weights(state, config.sampling.ema)
-            pipeline = builders.pipeline(config, self.model, params, self.compiled.mesh)
-            return previews(pipeline, step)
+            return previews(sampler.with_params(_weights(state, config.sampling.ema)), step)
 
         hooks.append(Hook(name="samples", every=config.sampling.every, run=sample))
         return hooks
 
-    def _validation_batches(self) -> list[Any]:
-        """Padded device batches of the held-out examples."""
+    def _validation_batches(self) -> Iterator[Any]:
+        """Padded device batches of the held-out examples, one at a time."""
         config, mesh = self.config, self.compiled.mesh
-        index, count = process_part(mesh)
+        size = config.validation.batch_size or config.batch_size
         local = data.sequential_batches(
             self.validation_data,
-            config.validation.batch_size or config.batch_size,
+            size,
             self._validation_examples,
-            process_index=index,
-            process_count=count,
+            rows=process_rows(mesh, size),
         )
-        return [global_batch(batch, mesh) for batch in local]
+        return (global_batch(batch, mesh) for batch in local)
 
     @property
     def _validation_examples(self) -> int:
@@ -312,14 +306,20 @@ class Run:
         if not self.is_main:
             return
         path = self.path
+        places = {
+            "samples": path / workdir.SAMPLES,
+            "trajectory": path / workdir.TRAJECTORY,
+            "checkpoints": path / workdir.CHECKPOINTS,
+            "metrics": path / writers.METRICS_FILE,
+        }
+        found = (f"  {name:<12} {place}" for name, place in places.items() if place.exists())
         print(
-            f"{what}.\n"
-            f"  samples      {path / workdir.SAMPLES}, {path / workdir.TRAJECTORY}\n"
-            f"  checkpoints  {path / workdir.CHECKPOINTS}\n"
-            f"  metrics      {path / writers.METRICS_FILE}\n"
-            f"Next:\n"
-            f"  python -m diffusion_jax.sample --workdir={path} --num=64 --out={path}/more\n"
+            f"{what}.",
+            *found,
+            "Next:",
+            f"  python -m diffusion_jax.sample --workdir={path} --num=64 --out={path}/more",
             f"  tensorboard --logdir={path}",
+            sep="\n",
             flush=True,
         )
 

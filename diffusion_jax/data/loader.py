@@ -13,21 +13,13 @@ from diffusion_jax.data.spec import Batch, Source
 from diffusion_jax.errors import ConfigError, DataError
 
 
-def _check_batch_size(batch_size: int, process_index: int, process_count: int) -> None:
-    if not 0 <= process_index < process_count:
-        raise ConfigError(
-            f"process_index={process_index}: expected 0 to {process_count - 1} "
-            f"for process_count={process_count}"
-        )
+def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise ConfigError(f"config.batch_size={batch_size}: expected at least 1")
-    if batch_size % process_count:
-        below = batch_size - batch_size % process_count
-        choices = [str(n) for n in (below, below + process_count) if n]
-        raise ConfigError(
-            f"config.batch_size={batch_size}: expected a multiple of the {process_count} "
-            f"processes, such as {' or '.join(choices)}"
-        )
+
+
+def _rows(rows: Int64[np.ndarray, " local"] | None, batch_size: int) -> Int64[np.ndarray, " local"]:
+    return np.arange(batch_size, dtype=np.int64) if rows is None else rows
 
 
 def _check_finite(batch: Batch) -> Batch:
@@ -54,23 +46,21 @@ class Loader:
       source: of the examples.
       batch_size: global, over all processes.
       seed: of the order and the augmentations.
-      process_index: which contiguous part of the global batch this process yields; the parts in
-        process order concatenate to exactly the global batch.
-      process_count: must divide batch_size.
+      rows: int64 [local], which rows of the global batch this process yields, in that order; None
+        for all. On a torus of hosts they are no single block.
 
     Raises:
-      ConfigError: process_count does not divide batch_size.
+      ConfigError: the batch size is not positive.
       DataError: the source is empty.
     """
 
     source: Source
     batch_size: int
     seed: int
-    process_index: int = 0
-    process_count: int = 1
+    rows: Int64[np.ndarray, " local"] | None = None
 
     def __post_init__(self) -> None:
-        _check_batch_size(self.batch_size, self.process_index, self.process_count)
+        _check_batch_size(self.batch_size)
         if len(self.source) == 0:
             raise DataError("the data set has no examples; expected at least 1")
 
@@ -87,10 +77,8 @@ class Loader:
         Raises:
           DataError: an example cannot be read.
         """
-        local = self.batch_size // self.process_count
-        start = position + self.process_index * local
-        positions = start + np.arange(local, dtype=np.int64)
-        return self.source.fetch(self._indices(start, local), positions)
+        rows = _rows(self.rows, self.batch_size)
+        return self.source.fetch(self._indices(position, self.batch_size)[rows], position + rows)
 
     def ids(self, position: int) -> Int64[np.ndarray, " batch"]:
         """Ids of the whole global batch at `position`, without reading the examples."""
@@ -102,8 +90,7 @@ def sequential_batches(
     batch_size: int,
     limit: int | None = None,
     *,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Int64[np.ndarray, " local"] | None = None,
 ) -> Iterator[Batch]:
     """The examples in order, without augmentation, in batches of one size.
 
@@ -111,29 +98,27 @@ def sequential_batches(
       source: of the examples.
       batch_size: global, over all processes.
       limit: stop after this many examples; None for all.
-      process_index: which contiguous part of each global batch to yield.
-      process_count: must divide batch_size.
+      rows: int64 [local], which rows of each global batch to yield; None for all.
 
     Yields:
       Batches with `mask` bool [local batch]: False marks the rows that repeat the last example to
       fill the last batch. Every process yields the same number of batches.
 
     Raises:
-      ConfigError: process_count does not divide batch_size, or the limit is not positive.
+      ConfigError: the batch size or the limit is not positive.
       DataError: an example cannot be read or is not finite.
     """
-    _check_batch_size(batch_size, process_index, process_count)
+    _check_batch_size(batch_size)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}: expected at least 1 example, or None for all")
     count = len(source) if limit is None else min(limit, len(source))
-    local = batch_size // process_count
-    return _sequential(source, count, batch_size, local, process_index * local)
+    return _sequential(source, count, batch_size, _rows(rows, batch_size))
 
 
 def _sequential(
-    source: Source, count: int, batch_size: int, local: int, offset: int
+    source: Source, count: int, batch_size: int, rows: Int64[np.ndarray, " local"]
 ) -> Iterator[Batch]:
     for start in range(0, count, batch_size):
-        rows = start + offset + np.arange(local, dtype=np.int64)
-        batch = _check_finite(source.fetch(np.minimum(rows, count - 1)))
-        yield {**batch, "mask": rows < count}
+        places = start + rows
+        batch = _check_finite(source.fetch(np.minimum(places, count - 1)))
+        yield {**batch, "mask": places < count}

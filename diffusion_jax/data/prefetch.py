@@ -64,18 +64,24 @@ class Prefetcher(Generic[T]):
         error: BaseException | None = None
         try:
             while not self._closing.is_set() and (stop is None or position < stop):
-                item = self._make(position)
+                item = self._made(position)
                 if self._transfer is not None:
                     item = self._transfer(item)
                 self._put((position, item))
                 position += stride
         except BaseException as raised:  # handed over, whatever it is: a thread must not die mutely
             error = raised
-            if not isinstance(raised, DiffusionJaxError):
-                reason = " ".join(f"{type(raised).__name__}: {raised}".split())
-                error = DataError(f"the batch at position {position} failed: {reason}")
-                error.__cause__ = raised
         self._put(_End(error))
+
+    def _made(self, position: int) -> Any:
+        """The item at `position`; a transfer that fails later is no fault of the data."""
+        try:
+            return self._make(position)
+        except DiffusionJaxError:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DataError(f"the batch at position {position} failed: {reason}") from error
 
     def _put(self, item: tuple[int, Any] | _End) -> None:
         # A plain blocking put would never wake when the consumer leaves with the queue full.
@@ -92,7 +98,8 @@ class Prefetcher(Generic[T]):
         """The next (position, item); waits for it.
 
         Raises:
-          DataError: the production failed; other errors of the house pass as they are.
+          DataError: the production failed; errors of the house and of the transfer pass as they
+            are.
           StopIteration: `stop` is reached, or the prefetcher is closed.
         """
         if self._end is None:

@@ -20,6 +20,8 @@ from diffusion_jax.diffusion import likelihood
 from diffusion_jax.diffusion.denoiser import Denoiser
 
 PyTree = Any
+BOUND_STREAM = 3
+"""Folded into the seed: training and validation use other numbers (`training.step`)."""
 ENUMERABLE = 32
 """Data sets of at most this many different sequences have their floor computed exactly."""
 
@@ -65,9 +67,11 @@ class BoundEvaluator:
 
     def _bits(self, params: PyTree, batch: Any, number: Any) -> tuple[Any, Any, Any]:
         x0, mask = batch["x"], batch["mask"].astype(jnp.float32)
-        root = jax.random.fold_in(jax.random.key(self.seed), number)
+        root = jax.random.fold_in(jax.random.key(self.seed), BOUND_STREAM)
+        index = number * len(mask) + jnp.arange(len(mask))
+        keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(index)
         denoise = self.denoiser(params, batch.get("conditioning", {}))
-        bound = likelihood.variational_bound(denoise, self.process, self.times, x0, key=root)
+        bound = likelihood.variational_bound(denoise, self.process, self.times, x0, key=keys)
         bits = bound.total / math.log(2.0)
         return jnp.sum(mask), jnp.sum(mask * bits), jnp.sum(mask * bits**2)
 

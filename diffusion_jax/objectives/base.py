@@ -34,6 +34,8 @@ class Context(NamedTuple):
         stratum: [B] index of each example in the global batch, divided by the batch size; for
             low-discrepancy draws over the whole batch.
         cells: the number of examples over which `stratum` is spread, the global batch size.
+        training: False when the objective is evaluated on held-out data: then neither dropout nor
+            dropped conditioning belongs in it.
     """
 
     step: Any
@@ -42,6 +44,7 @@ class Context(NamedTuple):
     frozen: Mapping[str, PyTree]
     stratum: Float[Array, " batch"]
     cells: int
+    training: bool = True
 
 
 class Aux(NamedTuple):

@@ -60,7 +60,11 @@ class Denoising:
         u = jax.vmap(jax.random.uniform)(time_key)
         t = self.sample_time(u, context.stratum, context.cells)
         eps = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:], x0.dtype))(noise_key)
-        conditioning = drop_conditioning(batch.get("conditioning", {}), self.drop, drop_key)
+        conditioning = batch.get("conditioning", {})
+        if context.training:
+            conditioning = drop_conditioning(conditioning, self.drop, drop_key)
+        else:
+            network_key = None
 
         error = self._squared_error(params, x0, eps, t, conditioning, network_key)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)

@@ -52,7 +52,11 @@ class Variational:
         u = stratified(jax.vmap(jax.random.uniform)(time_key), context.stratum, context.cells)
         t, s = likelihood.random_step(self.times, u)
         noise = jax.vmap(lambda k: self.process.noise(k, x0.shape[1:]))(noise_key)
-        conditioning = drop_conditioning(batch.get("conditioning", {}), self.drop, drop_key)
+        conditioning = batch.get("conditioning", {})
+        if context.training:
+            conditioning = drop_conditioning(conditioning, self.drop, drop_key)
+        else:
+            network_key = None
         x_t = self.process.forward(x0, t, noise)
         x0_hat = self.estimate(params, x_t, t, conditioning, network_key)
 

@@ -142,21 +142,3 @@ def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     index_map = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     slices = {index[0].indices(batch_size) for index in index_map.values() if index is not None}
     return np.unique(np.concatenate([np.arange(*bounds) for bounds in slices])).astype(np.int64)
-
-
-def process_part(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): this process supplies part `index` of `count` equal parts of each batch.
-
-    Raises:
-      ConfigError: if the mesh deals the rows of this process in no single block.
-    """
-    shards = batch_shards(mesh)
-    rows = process_rows(mesh, shards)
-    size = len(rows)
-    if rows[-1] - rows[0] + 1 != size or rows[0] % size:
-        raise ConfigError(
-            f"mesh: process {jax.process_index()} would hold batch shards {rows.tolist()} of "
-            f"{shards}, which are no single block; expected an order of axes that keeps a process "
-            f"together; nearest: give its local device count to mesh.fsdp"
-        )
-    return int(rows[0]) // size, shards // size

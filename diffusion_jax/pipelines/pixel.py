@@ -32,6 +32,8 @@ from diffusion_jax.pipelines.samples import Samples
 from diffusion_jax.visual.pixels import to_uint8
 
 PyTree = Any
+SAMPLING_STREAM = 4
+"""Folded into the seed: training, validation and bounds use other numbers (`training.step`)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,7 @@ class PixelPipeline:
         schedule: its schedule, None where ODE solvers do not apply.
         spec: shape and kind of the data; labels condition the model where it has classes.
         conditional: whether the network reads labels.
+        guidable: whether it was also trained without labels, as guidance needs.
         times: `steps -> decreasing times from 1 to 0`.
         mesh: where to compute.
         defaults: options that a call may override.
@@ -86,6 +89,7 @@ class PixelPipeline:
     times: Callable[[int], np.ndarray]
     mesh: Mesh
     defaults: SamplingOptions
+    guidable: bool = True
 
     def sample(
         self,
@@ -115,7 +119,8 @@ class PixelPipeline:
 
         Raises:
             ConfigError: a label out of range, labels or guidance for an unconditional model,
-                an unknown solver, or a count that is not positive.
+                guidance for one that never trained without labels, an unknown solver, or a count
+                that is not positive.
         """
         given = {"guidance": guidance, "solver": solver, "steps": steps, "batch_size": batch_size}
         given = {name: value for name, value in given.items() if value is not None}
@@ -156,6 +161,11 @@ class PixelPipeline:
         if options.guidance != 1.0 and not self.conditional:
             raise ConfigError(
                 f"guidance={options.guidance}: the model is unconditional; expected 1"
+            )
+        if options.guidance != 1.0 and not self.guidable:
+            raise ConfigError(
+                f"guidance={options.guidance}: the model was trained with label_dropout=0 and has "
+                "no prediction without labels; expected 1"
             )
         low, high = options.interval
         if not 0.0 <= low < high <= 1.0:
@@ -224,6 +234,12 @@ class PixelPipeline:
             return to_uint8(states)
         return np.round(states).astype(np.uint8) if self.spec.kind == "bits" else states
 
+    def with_params(self, params: PyTree) -> PixelPipeline:
+        """The same sampler with other parameters of the same shapes; compiles nothing again."""
+        other = dataclasses.replace(self, params=params)
+        other.__dict__["_programs"] = self._programs
+        return other
+
     @functools.cached_property
     def _programs(self) -> dict[Any, Callable[..., Any]]:
         return {}
@@ -246,7 +262,7 @@ class PixelPipeline:
         conditioning: Mapping[str, Array],
         guidance: Any,
     ) -> Float[Array, "states batch *shape"]:
-        root = jax.random.key(seed)
+        root = jax.random.fold_in(jax.random.key(seed), SAMPLING_STREAM)
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(root, i)))(index)
         x = jax.vmap(lambda k: self.process.prior(self.spec.shape).sample(k))(keys[:, 0])
         denoise = self._guided(static, params, conditioning, guidance)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Int
 
 PyTree = Any
@@ -22,9 +23,13 @@ def init() -> Counters:
     return {"skipped": jnp.zeros((), jnp.int32), "consecutive": jnp.zeros((), jnp.int32)}
 
 
-def is_finite(loss: Any, grad_norm: Any) -> Bool[Array, ""]:
-    """Whether an update may be applied. A single non-finite gradient makes the norm non-finite."""
-    return jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+def is_finite(*trees: PyTree) -> Bool[Array, ""]:
+    """Whether every floating number in `trees` is finite, judged by their norms."""
+    finite = jnp.bool_(True)
+    for tree in trees:
+        floating = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        finite &= jnp.isfinite(optax.tree.norm(floating))
+    return finite
 
 
 def select(finite: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:

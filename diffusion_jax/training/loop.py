@@ -1,10 +1,12 @@
 """The training loop: dispatches steps, reads metrics back late, and calls what is due.
 
 Invariants:
-- `train_step` is the only thing that runs per step; nothing in the loop waits for the step just
-  dispatched, except a hook, a save or the end.
+- `train_step` is the only thing that runs per step; the loop waits for the step just dispatched
+  only at a log line, a hook, a save or the end.
 - The batch of a step is asked for by position; nothing else is remembered about the data.
 - A state is saved, evaluated or logged under the number of updates it has seen.
+- Before a save everything known up to it is written, and nothing is saved past the guard's limit:
+  a run that starts from it goes on as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ class LoopOptions:
         steps: updates of the whole run.
         batch_size: global, in examples.
         log_every: interval of log lines.
+        save_every: interval of checkpoints; the last step is always saved.
         guard_limit: skipped steps in a row that are still borne.
         profile_at: step before which a profile starts; 0 for none.
         profile_steps: steps in the profile.
@@ -73,6 +76,7 @@ class LoopOptions:
     steps: int
     batch_size: int
     log_every: int
+    save_every: int
     guard_limit: int
     profile_at: int = 0
     profile_steps: int = 5
@@ -90,12 +94,11 @@ class Loop:
         batches: device batches, starting at the state's position.
         ids: position -> int64 [B], the ids of the global batch, to name a skipped one.
         metric_names: rows of the packed metrics.
-        save: `(state, step, force)`: saves when due, always with `force`.
+        save: `(state, step)`: starts to write a checkpoint.
         should_stop: step -> whether the machine is wanted back; agrees over all processes.
         hooks: validation, sample grids, evaluations.
         writer, progress: where things are shown.
-        profile: starts (with a folder) and stops a profile.
-        workdir: for the profile.
+        workdir: where a profile goes.
     """
 
     options: LoopOptions
@@ -104,7 +107,7 @@ class Loop:
     batches: Batches
     ids: Callable[[int], np.ndarray]
     metric_names: Sequence[str]
-    save: Callable[[TrainState, int, bool], None]
+    save: Callable[[TrainState, int], None]
     should_stop: Callable[[int], bool]
     hooks: Sequence[Hook]
     writer: Writer
@@ -123,20 +126,37 @@ class Loop:
         self._metrics = MetricBuffer(self.metric_names)
         self._metrics.consecutive_skips = int(state.opt_state["guard"]["consecutive"])
         self._clock = _Clock(start)
-        last = self.options.steps
-        for step in range(start + 1, last + 1):
-            self._profile(step)
-            _, batch = next(self.batches)
+        self._profile = _Profile(self.options, start, self.workdir)
+        try:
+            for step in range(start + 1, self.options.steps + 1):
+                state = self._step(state, step)
+        finally:
+            if where := self._profile.stop():
+                self.progress.note(where)
+        return state
+
+    def _step(self, state: TrainState, step: int) -> TrainState:
+        last = step == self.options.steps
+        self._profile.start_if_due(step)
+        _, batch = next(self.batches)
+        # Batch and state are on the devices: a transfer here would be a slow mistake.
+        with jax.transfer_guard("disallow"):
             state, packed, bad_examples = self.step(state, self.frozen, batch)
-            self._metrics.push(step, packed, bad_examples)
-            self._check_skipped()
-            if step % self.options.log_every == 0 or step == last:
-                self._log(step)
-            self.progress.step(step)
-            self._run_hooks(state, step, last)
-            self.save(state, step, step == last)
-            if step < last and self.should_stop(step):
-                self._leave(state, step)
+        self._metrics.push(step, packed, bad_examples)
+        self._check_skipped()
+        if self._profile.over(step):
+            self._metrics.flush()
+            self.progress.note(str(self._profile.stop()))
+        saves = last or step % self.options.save_every == 0
+        if saves or step % self.options.log_every == 0:
+            self._log(step)
+        self.progress.step(step)
+        self._run_hooks(state, step)
+        if saves:
+            self.writer.flush()
+            self.save(state, step)
+        if not last and self.should_stop(step):
+            self._leave(state, step, saved=saves)
         return state
 
     def _log(self, step: int) -> None:
@@ -148,8 +168,8 @@ class Loop:
         self.writer.scalars(step, scalars)
         self.progress.log(step, scalars)
 
-    def _run_hooks(self, state: TrainState, step: int, last: int) -> None:
-        due = [hook for hook in self.hooks if hook.due(step, last)]
+    def _run_hooks(self, state: TrainState, step: int) -> None:
+        due = [hook for hook in self.hooks if hook.due(step, self.options.steps)]
         if not due:
             return
         with self._clock.paused(self.batches):
@@ -179,21 +199,39 @@ class Loop:
         what = "non-finite examples" if skipped.bad_examples.any() else "all finite; batch"
         return f"step {skipped.step} skipped: non-finite update; {what}: id {shown}"
 
-    def _leave(self, state: TrainState, step: int) -> None:
-        self._metrics.flush()
-        self.save(state, step, True)
+    def _leave(self, state: TrainState, step: int, *, saved: bool) -> None:
+        if not saved:
+            self._log(step)
+            self.writer.flush()
+            self.save(state, step)
         raise Preempted(f"the machine is wanted back: saved step {step}; start me again")
 
-    def _profile(self, step: int) -> None:
-        first = self.options.profile_at
-        if not first:
-            return
-        if step == first:
-            jax.profiler.start_trace(self.workdir)
-        elif step == first + self.options.profile_steps:
-            self._metrics.flush()
-            jax.profiler.stop_trace()
-            self.progress.note(f"profile of steps {first}..{step - 1} is in {self.workdir}/plugins")
+
+class _Profile:
+    """One trace of the steps in a window; a run resumed inside it traces the rest."""
+
+    def __init__(self, options: LoopOptions, start: int, workdir: str) -> None:
+        first = options.profile_at
+        self._steps = range(max(first, start + 1), first + options.profile_steps) if first else ()
+        self._workdir = workdir
+        self._running = False
+
+    def start_if_due(self, step: int) -> None:
+        if self._steps and step == self._steps[0]:
+            jax.profiler.start_trace(self._workdir)
+            self._running = True
+
+    def over(self, step: int) -> bool:
+        return self._running and step == self._steps[-1]
+
+    def stop(self) -> str | None:
+        """Ends a running trace; says where it is."""
+        if not self._running:
+            return None
+        self._running = False
+        jax.profiler.stop_trace()
+        first, last = self._steps[0], self._steps[-1]
+        return f"profile of steps {first}..{last} is in {self._workdir}/plugins"
 
 
 class _Clock:

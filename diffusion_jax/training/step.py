@@ -95,14 +95,14 @@ class Trainer:
         keys = example_keys(self.key(TRAIN_STREAM), state.examples, batch_size)
         loss, grads, aux = self._gradients(state, frozen, batch, keys)
         grad_norm = optax.tree.norm(grads)
-        finite = guard.is_finite(loss, grad_norm)
-
         updates, optimizer = self.transformation.update(
             grads, state.opt_state["optimizer"], state.params
         )
         stratum = strata(batch_size)
         context = Context(state.step, state.ema, aux.extra, frozen, stratum, batch_size)
         params = self.objective.post_update(optax.apply_updates(state.params, updates), context)
+        # A finite gradient can still end in NaN (a zero moment over a zero eps, a post-update).
+        finite = guard.is_finite((loss, grad_norm), params, aux.extra)
         averages = ema.update(
             state.ema, params, self._updates(state), self.ema_decays, warmup=self.ema_warmup
         )
@@ -134,11 +134,11 @@ class Trainer:
         stratum: Float[Array, " batch"],
         cells: int,
     ) -> Mapping[str, tuple[Any, Any]]:
-        """The objective's metrics on a batch with given keys; nothing is updated.
+        """The objective's metrics on a batch with given keys; nothing is updated or dropped out.
 
         `batch["mask"]` [B], if present, marks padding with False.
         """
-        context = Context(state.step, state.ema, state.extra, frozen, stratum, cells)
+        context = Context(state.step, state.ema, state.extra, frozen, stratum, cells, False)
         _, aux = self.objective(params, batch, keys, context)
         return aux.metrics
 

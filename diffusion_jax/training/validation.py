@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ class Validator:
     """
 
     trainer: Trainer
-    batches: Callable[[], Sequence[Mapping[str, Any]]]
+    batches: Callable[[], Iterable[Mapping[str, Any]]]
     count: int
     mesh: Any
 

@@ -7,11 +7,11 @@ and `metrics.jsonl` alone is written.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import queue
 import threading
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 METRICS_FILE = "metrics.jsonl"
+CLOSE_TIMEOUT = 60.0
+"""Seconds for the last events: a file system that hangs must not hold a run that leaves."""
 
 
 class Writer:
@@ -114,20 +116,28 @@ class TensorBoardWriter(Writer):
 
     def close(self) -> None:
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(timeout=CLOSE_TIMEOUT)
 
     def _run(self, workdir: str) -> None:
-        writer = _summary_writer(workdir)
+        writer = self._attempt(workdir, lambda: _summary_writer(workdir))
         while (job := self._queue.get()) is not None:
-            if writer is None:
-                continue
-            try:
-                job(writer)
-            except Exception as error:  # a full disk must not end the training
-                warnings.warn(f"TensorBoard events in {workdir}: {error}", stacklevel=2)
-                writer = None
+            if writer is not None:
+                writer = self._attempt(workdir, functools.partial(_done, job, writer))
         if writer is not None:
-            writer.close()
+            self._attempt(workdir, writer.close)
+
+    def _attempt(self, workdir: str, action: Callable[[], Any]) -> Any:
+        """The action's result, or None after one line: events must not end the training."""
+        try:
+            return action()
+        except Exception as error:
+            print(f"TensorBoard events in {workdir} end here ({error})", flush=True)
+            return None
+
+
+def _done(job: Callable[[Any], None], writer: Any) -> Any:
+    job(writer)
+    return writer
 
 
 def _summary_writer(workdir: str) -> Any:

@@ -47,10 +47,9 @@ def test_flips_follow_the_position_whatever_the_process(images):
             source=HorizontalFlip(source=images),
             batch_size=8,
             seed=0,
-            process_index=i,
-            process_count=2,
+            rows=np.array(rows),
         )
-        for i in range(2)
+        for rows in (range(4), range(4, 8))
     ]
     joined = np.concatenate([part.batch(24)["x"] for part in parts])
     np.testing.assert_array_equal(joined, whole.batch(24)["x"])

@@ -127,11 +127,17 @@ import numpy as np
 me = jax.process_index()
 assert (jax.process_count(), jax.device_count(), jax.local_device_count()) == (2, 8, 4)
 both = mesh.make_mesh(data=2, fsdp=4)
-assert mesh.process_part(both) == (me, 2)
 rows = mesh.process_rows(both, 16)
 np.testing.assert_array_equal(rows, np.arange(8) + 8 * me)
 # Devices of both processes hold each row: each supplies all of them.
-assert mesh.process_part(mesh.make_mesh(data=1, tensor=8)) == (0, 1)
+assert len(mesh.process_rows(mesh.make_mesh(data=1, tensor=8), 16)) == 16
+# On a torus of hosts the rows of a process are no single block.
+devices = np.array(jax.devices())[[0, 4, 1, 5, 2, 6, 3, 7]].reshape(8, 1, 1, 1)
+torus = jax.sharding.Mesh(devices, mesh.AXES)
+apart = mesh.process_rows(torus, 16)
+np.testing.assert_array_equal(apart, np.arange(16).reshape(4, 2, 2)[:, me].ravel())
+dealt = arrays.global_batch({"x": apart.astype(np.float32)}, torus)
+np.testing.assert_array_equal(arrays.gather(dealt)["x"], np.arange(16))
 batch = arrays.global_batch({"x": rows.astype(np.float32), "id": rows}, both)
 assert batch["x"].shape == (16,)
 np.testing.assert_array_equal(arrays.gather(batch)["x"], np.arange(16))

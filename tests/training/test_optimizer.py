@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -17,7 +19,7 @@ def test_warmup_rises_linearly_and_cosine_ends_at_its_floor():
     np.testing.assert_allclose(rate(60), 0.5 * (2.0 + 0.2), rtol=1e-6)
     np.testing.assert_allclose([rate(110), rate(500)], 0.2, rtol=1e-5)
     values = [float(rate(n)) for n in range(10, 111)]
-    assert all(a >= b for a, b in zip(values, values[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(values))
 
 
 def test_constant_stays():

@@ -209,7 +209,7 @@ def test_extra_state_reaches_the_next_step():
 
 @pytest.mark.parametrize("axes", [(8, 1), (1, 8), (2, 4)])
 def test_sharded_step_equals_the_single_device(axes):
-    """Parameters over fsdp, batch over both axes: the same numbers and the shards they should be."""
+    """Parameters over fsdp, batch over both axes: the same numbers, the right shards."""
     trainer = make_trainer(
         init_params=lambda key: {"w": 0.1 * jax.random.normal(key, (64, 8))},
         ema_decays={"default": 0.9},
