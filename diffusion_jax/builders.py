@@ -371,6 +371,7 @@ def pipeline(config: Config, built: Model, params: PyTree, on: Mesh) -> PixelPip
             schedule=built.schedule,
             spec=built.spec,
             conditional=built.conditional,
+            guidable=config.objective[config.objective.name].label_dropout > 0,
             times=time_grid(config, built),
             mesh=on,
             defaults=sampling_options(config, built),

@@ -97,6 +97,10 @@ MISTAKES = {
         lambda: tiny(sampling__guidance=2.0),
         ["config.sampling.guidance=2.0", "unconditional"],
     ),
+    "guidance of a model that never drops its labels": (
+        lambda: unet(sampling__guidance=2.0, objective__denoising__label_dropout=0.0),
+        ["config.sampling.guidance=2.0", "label_dropout=0", "expected 1"],
+    ),
     "batch and mesh": (
         lambda: tiny(batch_size=12),
         ["config.batch_size=12", "8 batch shards", "nearest: 8 or 16"],
@@ -430,7 +434,7 @@ def test_mistakes_in_a_config_file_name_its_line(start_door, tmp_path):
 def test_mistakes_at_the_sampling_door(start_door, trained, tmp_path):
     out = f"--out={tmp_path}/out"
     cases = [
-        ([f"--workdir={tmp_path}/none", out], ["/none does not exist"]),
+        ([f"--workdir={tmp_path}/none", f"--out={tmp_path}/none/out"], ["/none does not exist"]),
         ([f"--workdir={trained}", out, "--labels=0,7"], ["labels=7", "0..1"]),
         ([f"--workdir={trained}", out, "--labels=zero"], ["--labels='zero'", "integers"]),
         ([f"--workdir={trained}", out, "--solver=heunn"], ["solver='heunn'", "'heun'"]),
@@ -442,6 +446,10 @@ def test_mistakes_at_the_sampling_door(start_door, trained, tmp_path):
     started = [start_door("sample", *arguments) for arguments, _ in cases]
     for door, (_, words) in zip(started, cases, strict=True):
         assert_one_line(door.wait(120), words)
+    assert not (tmp_path / "none").exists()
+    full = [f"--workdir={trained}", f"--out={tmp_path}/full", "--num=40000"]
+    code, _, err = start_door("sample", *full, "--batch_size=40000", file_limit=200_000).wait(120)
+    assert_one_line((code, "", err), [f"out={tmp_path}/full cannot be written", "File too large"])
     data = ["--config=configs/mnist.py:smoke", f"--config.data.data_dir={tmp_path}/nothing"]
     result = start_door("main", *data, f"--workdir={tmp_path}/mnist").wait(120)
     assert_one_line(result, [f"{tmp_path}/nothing"], code=65, kind="DataError")
