@@ -321,36 +321,47 @@ def sampling_mesh(config: Config) -> Mesh:
 def sampling_options(config: Config, built: Model) -> SamplingOptions:
     """The defaults of `sample`."""
     s = config.sampling
-    known = ("none", "static", "dynamic")
-    if s.threshold not in known:
-        raise ConfigError(unknown_name("config.sampling.threshold", s.threshold, known))
     return SamplingOptions(
         solver=s.solver,
         steps=s.steps,
         guidance=s.guidance,
         interval=tuple(s.guidance_interval),
         rescale=s.guidance_rescale,
-        # Bits are probabilities already; points have no range to be clipped to.
-        threshold=s.threshold if built.spec.kind == "image" else "none",
+        threshold=_threshold(s.threshold, built.spec.kind),
         percentile=s.threshold_percentile,
         solver_options={"ddim": s.ddim.to_dict(), "ddpm": s.ddpm.to_dict()},
         batch_size=s.batch_size,
     )
 
 
+def _threshold(name: str, kind: str) -> str:
+    known = ("auto", "none", "static", "dynamic")
+    if name not in known:
+        raise ConfigError(unknown_name("config.sampling.threshold", name, known))
+    if name == "auto":
+        return "static" if kind == "image" else "none"
+    if name != "none" and kind != "image":
+        # Bits are probabilities already; points have no range to be clipped to.
+        raise ConfigError(
+            f"config.sampling.threshold={name!r}: {kind} are not clipped; expected 'auto' or 'none'"
+        )
+    return name
+
+
 def time_grid(config: Config, built: Model) -> Callable[[int], np.ndarray]:
     """`steps -> times` from 1 to 0, as the config names it."""
-    name = config.sampling.grid.name
-    if name == "uniform" or built.schedule is None:
+    name, _ = configs.component(config.sampling.grid, "sampling.grid")
+    if name == "uniform":
         return time_grids.uniform
+    if built.schedule is None:
+        raise ConfigError(
+            f"config.sampling.grid.name={name!r}: the process {config.process.name!r} has no "
+            "schedule of noise levels; expected 'uniform'"
+        )
     if name == "shifted":
         shift = config.sampling.grid.shifted.shift
         return lambda steps: time_grids.shifted(time_grids.uniform(steps), shift)
-    if name == "karras":
-        rho = config.sampling.grid.karras.rho
-        return functools.partial(_karras, built.schedule, rho)
-    known = ("uniform", "shifted", "karras")
-    raise ConfigError(unknown_name("config.sampling.grid.name", name, known))
+    return functools.partial(_karras, built.schedule, config.sampling.grid.karras.rho)
 
 
 def _karras(noise_schedule: schedules.Schedule, rho: float, steps: int) -> np.ndarray:

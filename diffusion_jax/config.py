@@ -197,10 +197,16 @@ def _sampling() -> dict[str, Any]:
         "guidance": 1.0,
         "guidance_interval": (0.0, 1.0),
         "guidance_rescale": 0.0,
-        # "none", "static" (to the range of the data) or "dynamic" (percentile, Imagen).
-        "threshold": "static",
+        # Of images: "none", "static" (to the range of the data) or "dynamic" (percentile, Imagen);
+        # "auto" is static for images and none for other data.
+        "threshold": "auto",
         "threshold_percentile": 0.995,
-        "grid": {"name": "uniform", "karras": {"rho": 7.0}, "shifted": {"shift": 1.0}},
+        "grid": {
+            "name": "uniform",
+            "uniform": {},
+            "karras": {"rho": 7.0},
+            "shifted": {"shift": 1.0},
+        },
         "ddim": {"eta": 0.0},
         "ddpm": {"variance": "small"},
     }

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import diffusion_jax
-from diffusion_jax import api, doors, workdir
+from diffusion_jax import api, builders, doors, workdir
 from diffusion_jax import config as configs
 from diffusion_jax.errors import ConfigError, DataError, Preempted
 
@@ -45,6 +45,12 @@ def unet(**changes):
 def dit(**changes):
     small = {"network__dit__dim": 16, "network__dit__heads": 2, "network__dit__depth": 1}
     return tiny(data__name="digits", network__name="dit", **small, **changes)
+
+
+def bits(**changes):
+    binomial = {"process__name": "binomial", "network__noise_input": "t"}
+    fixed = {"objective__name": "variational", "sampling__solver": "ancestral", **binomial}
+    return tiny(data__name="heartbeat", **fixed, **changes)
 
 
 @pytest.fixture
@@ -100,6 +106,34 @@ MISTAKES = {
     "guidance of a model that never drops its labels": (
         lambda: unet(sampling__guidance=2.0, objective__denoising__label_dropout=0.0),
         ["config.sampling.guidance=2.0", "label_dropout=0", "expected 1"],
+    ),
+    "time grid": (
+        lambda: tiny(sampling__grid__name="karas"),
+        ["config.sampling.grid.name='karas'", "did you mean 'karras'?"],
+    ),
+    "time grid of bits": (
+        lambda: bits(sampling__grid__name="karas"),
+        ["config.sampling.grid.name='karas'", "did you mean 'karras'?"],
+    ),
+    "noise levels of bits": (
+        lambda: bits(sampling__grid__name="karras"),
+        ["config.sampling.grid.name='karras'", "'binomial'", "expected 'uniform'"],
+    ),
+    "shifted times of bits": (
+        lambda: bits(sampling__grid__name="shifted"),
+        ["config.sampling.grid.name='shifted'", "'binomial'", "expected 'uniform'"],
+    ),
+    "threshold": (
+        lambda: tiny(sampling__threshold="dynamc"),
+        ["config.sampling.threshold='dynamc'", "did you mean 'dynamic'?"],
+    ),
+    "threshold of points": (
+        lambda: tiny(sampling__threshold="dynamic"),
+        ["config.sampling.threshold='dynamic'", "points", "expected 'auto' or 'none'"],
+    ),
+    "threshold of bits": (
+        lambda: bits(sampling__threshold="static"),
+        ["config.sampling.threshold='static'", "bits", "expected 'auto' or 'none'"],
     ),
     "batch and mesh": (
         lambda: tiny(batch_size=12),
@@ -180,8 +214,27 @@ def test_mistakes_in_a_config(mistake, tmp_path, no_compiling):
 
 
 def test_the_tiny_config_itself_is_right(tmp_path):
-    for config in (tiny(), unet(network__unet__attention_resolutions=()), dit()):
-        api.Run.build(config, tmp_path / config.network.name).checkpoints.close()
+    for number, config in enumerate(
+        (tiny(), unet(network__unet__attention_resolutions=()), dit(), bits())
+    ):
+        api.Run.build(config, tmp_path / str(number)).checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "threshold", "expected"),
+    [
+        (unet, "auto", "static"),
+        (unet, "none", "none"),
+        (unet, "dynamic", "dynamic"),
+        (tiny, "auto", "none"),
+        (tiny, "none", "none"),
+        (bits, "auto", "none"),
+    ],
+)
+def test_thresholds(make, threshold, expected):
+    config = make(sampling__threshold=threshold)
+    built = builders.model(config, builders.source(config, "train").spec)
+    assert builders.sampling_options(config, built).threshold == expected
 
 
 def test_missing_data(tmp_path):
