@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import jax
@@ -76,9 +77,12 @@ class Bench:
             loader.batch, 0, BATCH, transfer=lambda b: global_batch(b, self.mesh)
         )
         self.writer, self.saved, self.stream = Recorder(), [], io.StringIO()
+        self.rows_at_save = []
         self.loop = Loop(
             options=LoopOptions(
-                steps=steps, batch_size=BATCH, **{"log_every": 4, "guard_limit": 2, **options}
+                steps=steps,
+                batch_size=BATCH,
+                **{"log_every": 4, "save_every": 100, "guard_limit": 2, **options},
             ),
             step=compiled.lower(batch, {}).compile(),
             frozen={},
@@ -93,9 +97,9 @@ class Bench:
             workdir="",
         )
 
-    def save(self, state, step, force):
-        if force or step % 3 == 0:
-            self.saved.append((step, int(state.step), position(state.examples), force))
+    def save(self, state, step):
+        self.saved.append((step, int(state.step), position(state.examples)))
+        self.rows_at_save.append(len(self.writer.rows))
 
     def run(self):
         try:
@@ -140,21 +144,60 @@ def test_hooks_run_when_due_with_the_state_of_that_step():
 
 
 def test_a_checkpoint_n_holds_n_updates():
-    bench = Bench()
+    bench = Bench(save_every=3)
     state = bench.run()
     assert [step for step, *_ in bench.saved] == [3, 6, 9, 10]
-    for step, updates, examples, force in bench.saved:
+    for step, updates, examples in bench.saved:
         assert updates == step
         assert examples == step * BATCH
-        assert force == (step == 10)
     assert int(state.step) == 10
 
 
 def test_preemption_saves_and_leaves():
-    bench = Bench(stop_at=5)
+    bench = Bench(stop_at=5, save_every=3)
     with pytest.raises(Preempted, match="saved step 5"):
         bench.run()
-    assert bench.saved == [(3, 3, 12, False), (5, 5, 20, True)]
+    assert bench.saved == [(3, 3, 12), (5, 5, 20)]
+
+
+def test_all_that_is_known_is_written_before_a_save():
+    """What lies between a log line and a checkpoint would be lost to a run that starts from it."""
+    bench = Bench(stop_at=5, save_every=3)
+    with pytest.raises(Preempted):
+        bench.run()
+    assert [step for step, _ in bench.writer.rows] == [3, 4, 5]
+    assert bench.rows_at_save == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("at", "start", "expected"),
+    [
+        (4, 0, "start 4, stop 6"),
+        (4, 4, "start 5, stop 6"),
+        (4, 6, ""),
+        (9, 0, "start 9, stop 10"),
+        (0, 0, ""),
+    ],
+)
+def test_a_profile_covers_what_is_left_of_its_window(monkeypatch, at, start, expected):
+    """A run resumed inside the window traces the rest; one that ends inside it keeps the trace."""
+    bench = Bench(profile_at=at, profile_steps=3)
+    events = []
+    monkeypatch.setattr(
+        jax.profiler, "start_trace", lambda where: events.append(f"start {bench.at + 1}")
+    )
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append(f"stop {bench.at}"))
+    inner = bench.loop.step
+    bench.at = start
+
+    def counted(*arguments):
+        bench.at += 1
+        return inner(*arguments)
+
+    bench.loop.step = counted
+    bench.state = dataclasses.replace(bench.state, step=bench.state.step + start)
+    bench.run()
+    assert ", ".join(events) == expected
 
 
 def test_a_skipped_step_is_named_and_the_run_goes_on():
