@@ -145,3 +145,20 @@ def test_network_sees_the_declared_noise_input():
     expected = 2.0 * np.log(1.0 / np.tan(np.pi * np.asarray(t, np.float64) / 2))
     np.testing.assert_allclose(seen[0], np.clip(expected, -20, 20), rtol=1e-4, atol=1e-4)
     assert "logsnr" in denoiser.NOISE_INPUTS
+
+
+def test_held_out_data_are_judged_without_dropout():
+    """Neither the network's dropout nor dropped labels belong in a validation loss."""
+    seen = []
+
+    def apply(params, x, noise, conditioning, *, key=None):
+        seen.append((key is None, sorted(conditioning)))
+        return x
+
+    objective = make_objective(schedules.cosine(), "v", apply=apply, drop={"label": 0.5})
+    keys = jax.random.split(jax.random.key(0), 4)
+    batch = {"x": jnp.ones((4, 2)), "conditioning": {"label": jnp.zeros(4, jnp.int32)}}
+    for training in (True, False):
+        context = Context(jnp.int32(0), {}, {}, {}, jnp.zeros(4), 4, training)
+        objective({}, batch, keys, context)
+    assert seen == [(False, ["label", "label_keep"]), (True, ["label"])]

@@ -212,3 +212,20 @@ def test_samples_without_labels_round_trip(tmp_path):
     np.testing.assert_array_equal(np.asarray(samples), samples.x)
     with pytest.raises(ConfigError, match="cannot be written: Not a directory"):
         output.prepare(tmp_path / "s.npz" / "out")
+
+
+def test_other_weights_compile_nothing_again():
+    """Grids during training take the weights of the moment; the program stays."""
+    traced = []
+
+    def counted(params, conditioning):
+        traced.append(1)
+        return exact(params, conditioning)
+
+    pipeline = make(denoiser=counted)
+    first = pipeline.sample(6, seed=3)
+    before = len(traced)
+    moved = pipeline.with_params({"means": jnp.asarray(MEANS + 10.0)})
+    second = moved.sample(6, seed=3)
+    assert len(traced) == before
+    assert np.all(second.x - first.x > 5.0)

@@ -234,3 +234,16 @@ def test_sharded_step_equals_the_single_device(axes):
     np.testing.assert_allclose(state.params["w"], single.params["w"], atol=1e-6)
     assert packed.shape == (len(compiled.metric_names(placed, {})), 2)
     assert not np.asarray(bad).any()
+
+
+def test_guard_sees_a_nan_that_only_the_update_has():
+    """Adam with eps = 0 divides 0 by 0 for a gradient of 0, while loss and gradients are finite."""
+
+    def objective(params, batch, key, context):
+        return jnp.sum(params["w"][:1] ** 2), Aux({}, context.extra)
+
+    trainer = make_trainer(objective, optax.adam(1e-2, eps=0.0))
+    before = trainer.init()
+    after, metrics = jax.jit(trainer.train_step)(before, {}, make_batch(0))
+    assert leaves_equal(before.params, after.params)
+    assert metrics.scalars["skipped"][0] == 1
