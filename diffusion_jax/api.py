@@ -84,6 +84,7 @@ class Run:
         with named("config.validation."):
             check_batch_size(config.validation.batch_size or config.batch_size, 1, mesh)
         train_data = builders.source(config, "train")
+        workdir.check_data(folder, train_data.spec, len(train_data))
         model = builders.model(config, train_data.spec)
         compiled = builders.compiled(config, model, mesh)
         with named("config.sampling."):
@@ -127,7 +128,7 @@ class Run:
             stack.callback(self._note_saved)
             stack.callback(self.checkpoints.close)
             if self.is_main:
-                workdir.write_config(self.path, self.config, self.model.spec)
+                workdir.write_config(self.path, self.config, self.model.spec, len(self.train_data))
             writer = writers.create(
                 self.path,
                 start_step=start,

@@ -106,7 +106,7 @@ def read_config(workdir: str | Path) -> Config:
     Raises:
         ConfigError: no such workdir, or its config cannot be read.
     """
-    return configs.from_json(_described(Path(workdir), "config"))
+    return configs.from_json(_described(Path(workdir), "config", dict))
 
 
 def read_spec(workdir: str | Path) -> DataSpec:
@@ -115,7 +115,7 @@ def read_spec(workdir: str | Path) -> DataSpec:
     Raises:
         ConfigError: no such workdir, or its description cannot be read.
     """
-    described = _described(Path(workdir), "data_spec")
+    described = _described(Path(workdir), "data_spec", dict)
     values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items()}
     try:
         return DataSpec(**values)
@@ -123,14 +123,40 @@ def read_spec(workdir: str | Path) -> DataSpec:
         raise ConfigError(f"{Path(workdir) / CONFIG_FILE}: data_spec: {error}") from None
 
 
-def _described(path: Path, entry: str) -> dict[str, Any]:
+def check_data(path: Path, spec: DataSpec, examples: int) -> None:
+    """Compares the data of a run with those that a workdir was made with; a new one passes.
+
+    The same name may stand for other data: another release of a data set, or one rebuilt.
+
+    Args:
+        path: the workdir.
+        spec: of the data at hand.
+        examples: number of training examples at hand.
+
+    Raises:
+        ConfigError: the description or the number differs.
+    """
+    if not (path / CONFIG_FILE).exists():
+        return
+    old = {f"data_spec.{k}": v for k, v in dataclasses.asdict(read_spec(path)).items()}
+    new = {f"data_spec.{k}": v for k, v in dataclasses.asdict(spec).items()}
+    old["train_examples"], new["train_examples"] = _described(path, "train_examples", int), examples
+    changed = [f"{key}: {old[key]!r} -> {new[key]!r}" for key in old if old[key] != new[key]]
+    if changed:
+        raise ConfigError(
+            f"workdir={path} was made with other data ({', '.join(changed)}); take those back or "
+            "name a new workdir"
+        )
+
+
+def _described(path: Path, entry: str, kind: type) -> Any:
     """An entry of `config.json`."""
     check_local("workdir", path)
     file = path / CONFIG_FILE
     try:
         values = json.loads(file.read_text())[entry]
-        if not isinstance(values, dict):
-            raise TypeError(f"{entry} is no object")
+        if not isinstance(values, kind):
+            raise TypeError(f"{entry} is no {'object' if kind is dict else 'whole number'}")
     except FileNotFoundError:
         if path.is_dir():
             raise ConfigError(f"workdir={path} is no workdir: it has no {CONFIG_FILE}") from None
@@ -146,11 +172,12 @@ def _described(path: Path, entry: str) -> dict[str, Any]:
     return values
 
 
-def write_config(path: Path, config: Config, spec: DataSpec) -> None:
-    """Writes `config.json`: config, shape of the data, versions and commit that run it."""
+def write_config(path: Path, config: Config, spec: DataSpec, examples: int) -> None:
+    """Writes `config.json`: config, shape and number of the training data, versions, commit."""
     described = {
         "config": configs.to_json(config),
         "data_spec": dataclasses.asdict(spec),
+        "train_examples": examples,
         "versions": versions(),
         "git_commit": git_commit(),
     }

@@ -286,6 +286,21 @@ def test_a_field_that_may_not_change(copy):
     assert snapshot(copy) == before
 
 
+def test_other_data_under_the_same_name(copy):
+    file = copy / "config.json"
+    described = json.loads(file.read_text())
+    described["train_examples"] = 65535
+    described["data_spec"]["classes"] = ["left", "right"]
+    file.write_text(json.dumps(described))
+    before = snapshot(copy)
+    with pytest.raises(ConfigError) as error:
+        diffusion_jax.train(tiny(data__points__distribution="moons", steps=2), copy)
+    assert str(copy) in str(error.value)
+    assert "train_examples: 65535 -> 65536" in str(error.value)
+    assert "data_spec.classes: ('left', 'right') -> " in str(error.value)
+    assert snapshot(copy) == before
+
+
 def test_a_field_of_a_branch_that_is_not_in_use_may_change(copy):
     config = tiny(data__points__distribution="moons", network__dit__dim=64)
     assert int(diffusion_jax.train(config, copy).step) == 1
