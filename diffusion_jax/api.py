@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from diffusion_jax import builders, config_rules, data, workdir
 from diffusion_jax import config as configs
 from diffusion_jax.checkpoints import Checkpointer
 from diffusion_jax.config import Config
-from diffusion_jax.errors import named
+from diffusion_jax.errors import ConfigError, named
 from diffusion_jax.parallel.arrays import global_batch
 from diffusion_jax.parallel.cache import enable_compilation_cache
 from diffusion_jax.parallel.distributed import reached_preemption
@@ -33,6 +34,7 @@ from diffusion_jax.training.state import TrainState, position
 from diffusion_jax.training.validation import Validator
 
 PyTree = Any
+CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "diffusion_jax" / "xla"
 
 
@@ -148,7 +150,7 @@ class Run:
 
     def enable_cache(self) -> None:
         """Keeps compiled programs for the next start."""
-        enable_compilation_cache(_cache_folder(self.config))
+        _enable_cache(self.config)
 
     def _first_state(self) -> TrainState:
         """The newest checkpoint of the workdir, or a fresh state where there is none."""
@@ -340,7 +342,7 @@ def load(path: str | Path) -> PixelPipeline:
         ConfigError: no workdir there, or nothing to restore in it.
     """
     config = workdir.read_config(path)
-    enable_compilation_cache(_cache_folder(config))
+    _enable_cache(config)
     built = builders.model(config, workdir.read_spec(path))
     on = builders.sampling_mesh(config)
     compiled = builders.compiled(config, built, on)
@@ -357,6 +359,22 @@ def load(path: str | Path) -> PixelPipeline:
     return builders.pipeline(config, built, params, on)
 
 
-def _cache_folder(config: Config) -> str:
-    chosen = config.compilation_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    return os.path.expanduser(chosen or DEFAULT_CACHE)
+def _enable_cache(config: Config) -> None:
+    """Keeps compiled programs in the folder of the environment, of the config, or the user's own.
+
+    The environment comes first, since a workdir may be sampled from on another machine. A home
+    that cannot be written costs only the cache.
+    """
+    if folder := os.environ.get(CACHE_VARIABLE):
+        with named(f"{CACHE_VARIABLE}: "):
+            enable_compilation_cache(os.path.expanduser(folder))
+    elif config.compilation_cache:
+        with named("config."):
+            enable_compilation_cache(os.path.expanduser(config.compilation_cache))
+    else:
+        try:
+            enable_compilation_cache(os.path.expanduser(DEFAULT_CACHE))
+        except ConfigError as error:
+            if jax.process_index() == 0:
+                message = f"every start compiles anew: {error}; or name one in {CACHE_VARIABLE}"
+                print(f"Warning: {message}", file=sys.stderr, flush=True)

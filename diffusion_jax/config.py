@@ -53,6 +53,7 @@ def base() -> Config:
             # Bit-reproducible kernels on GPU, at some cost; CPU and TPU always are.
             "deterministic": False,
             # Folder of compiled programs kept between starts; "" takes the user's cache folder.
+            # JAX_COMPILATION_CACHE_DIR of the environment goes before it.
             "compilation_cache": "",
             "data": _data(),
             "process": _process(),

@@ -397,6 +397,50 @@ def test_permissions(tmp_path):
     ], done.stderr
 
 
+@pytest.fixture
+def cache_setting(monkeypatch):
+    """Reads JAX's cache folder; puts it back afterwards."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    names = [
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    ]
+    before = {name: getattr(jax.config, name) for name in names}
+    yield lambda: jax.config.jax_compilation_cache_dir
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_the_cache_of_the_environment_goes_before_that_of_the_config(
+    copy, tmp_path, monkeypatch, cache_setting
+):
+    edit(copy, compilation_cache=str(tmp_path / "config"))
+    diffusion_jax.load(copy)
+    assert cache_setting() == str(tmp_path / "config")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "environment"))
+    diffusion_jax.load(copy)
+    assert cache_setting() == str(tmp_path / "environment")
+
+
+def test_a_cache_that_cannot_be_written(copy, tmp_path, monkeypatch, capsys, cache_setting):
+    """The user's own folder costs a warning; one that was asked for is an error."""
+    (tmp_path / "file").write_text("")
+    below = str(tmp_path / "file" / "cache")
+    monkeypatch.setattr(api, "DEFAULT_CACHE", below)
+    assert len(diffusion_jax.load(copy).sample(2)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Warning: every start compiles anew: ")
+    assert below in err
+    assert err.count("\n") == 1
+    edit(copy, compilation_cache=below)
+    with pytest.raises(ConfigError, match=rf"^config\.compilation_cache='{below}' cannot be"):
+        diffusion_jax.load(copy)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", below)
+    with pytest.raises(ConfigError, match=r"^JAX_COMPILATION_CACHE_DIR: "):
+        diffusion_jax.load(copy)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
