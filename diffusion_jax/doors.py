@@ -43,9 +43,11 @@ def enter(
     try:
         parse(sys.argv if argv is None else argv, required)
         _quiet()
-        from diffusion_jax.parallel import distributed
+        from diffusion_jax.parallel import distributed, memory
 
         distributed.initialize(agree_on_sigterm=agree_on_sigterm)
+        if jax_backend() == "cpu":
+            memory.keep_freed_memory()
         run()
     except DiffusionJaxError as error:
         leave(error)
@@ -118,6 +120,13 @@ def _quiet() -> None:
 
     for name in ("absl", "orbax", "jax._src.xla_bridge"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def jax_backend() -> str:
+    """The platform of this process; starts it."""
+    import jax
+
+    return jax.default_backend()
 
 
 def integers(flag: str, text: str) -> list[int] | None:
