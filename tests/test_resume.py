@@ -111,9 +111,10 @@ def test_kill_9_at_random_moments_ends_in_the_same_bits(start_door, reference, t
     code, kills, resumed, saved = None, 0, 0, 0
     for life in range(5):
         ids = tmp_path / f"{life}.ids"
-        # Every second time soon after a batch at whose end a save starts.
-        batches = draw.randrange(5, 15, 5) if life % 2 else draw.randrange(2, 25)
-        kill = (batches, draw.uniform(0, 0.1)) if life < 4 else None
+        # Every second time at a step that ends in a save. Once the save of the tenth step has
+        # started, that of the fifth is whole: each life but the first has one to go on from.
+        batches = 15 if life % 2 else draw.randrange(11, 19)
+        kill = (batches, draw.uniform(0, 0.05)) if life < 4 else None
         door = start_door("main", *arguments(folder), ids=ids, kill=kill)
         code, out, err = door.wait()
         assert code in (0, -9), err
@@ -132,8 +133,8 @@ def test_kill_9_at_random_moments_ends_in_the_same_bits(start_door, reference, t
         if code == 0:
             break
     assert code == 0
-    assert kills == 4
-    assert resumed >= 2
+    assert kills >= 3
+    assert resumed == life
     assert_same_end(folder, whole)
 
 

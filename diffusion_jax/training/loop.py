@@ -212,7 +212,8 @@ class _Profile:
 
     def __init__(self, options: LoopOptions, start: int, workdir: str) -> None:
         first = options.profile_at
-        self._steps = range(max(first, start + 1), first + options.profile_steps) if first else ()
+        end = first + options.profile_steps if first else 0
+        self._steps = range(max(first, start + 1), end)
         self._workdir = workdir
         self._running = False
 

@@ -16,9 +16,7 @@ class Progress:
     Only process 0 shows anything. `stream` is a text file, standard error by default.
     """
 
-    def __init__(
-        self, total: int, start: int, *, enabled: bool = True, stream: Any = None
-    ) -> None:
+    def __init__(self, total: int, start: int, *, enabled: bool = True, stream: Any = None) -> None:
         self._stream = stream or sys.stderr
         self._total, self._start, self._began = total, start, time.monotonic()
         self._enabled = enabled
