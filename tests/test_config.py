@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
-import os
 import re
 from pathlib import Path
 
@@ -195,15 +194,6 @@ def one_step(start_door, name: str, folder: Path, *options: str, devices: int = 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "mnist"])
 def test_every_config_takes_a_step(start_door, name, tmp_path):
     one_step(start_door, name, tmp_path / name)
-
-
-MNIST = os.environ.get("DIFFUSION_JAX_TFDS", "")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not MNIST, reason="DIFFUSION_JAX_TFDS names no folder of TFDS data")
-def test_mnist_takes_a_step(start_door, tmp_path):
-    one_step(start_door, "mnist", tmp_path / "mnist", f"--config.data.data_dir={MNIST}")
 
 
 def test_mnist_without_data_says_what_is_missing(tmp_path):

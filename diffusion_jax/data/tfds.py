@@ -66,10 +66,7 @@ def tfds(
         raise ConfigError(f"data.tfds.image_size={image_size}: expected at least 1")
     builder = _prepared_builder(name, data_dir)
     chosen = {"train": train, "validation": validation}
-    shards = {key: shards_of(builder, f"data.tfds.{key}", value) for key, value in chosen.items()}
-    check_disjoint(shards["train"], shards["validation"], train, validation)
-    if not shards[split]:
-        raise ConfigError(f"data.tfds.{split}={chosen[split]!r} has no examples in {name}")
+    shards = _chosen_shards(builder, name, chosen, split)
 
     # These pull in TFDS itself, which takes half a second that other sources need not spend.
     import tensorflow_datasets as lib
@@ -79,7 +76,7 @@ def tfds(
     image_key, label_key, spec = _features(builder, image_size)
     source: Source = RecordSource(
         spec=spec,
-        shards=shards[split],
+        shards=shards,
         records=builder.as_data_source(
             split=chosen[split], deserialize_method=lib.decode.DeserializeMethod.RAW_BYTES
         ).data_source,
@@ -90,6 +87,15 @@ def tfds(
     if len(source) * int(np.prod(spec.shape)) <= memory:
         source = _decoded(source, f"{name} {chosen[split]}", max_unreadable)
     return HorizontalFlip(source=source) if flip and split == "train" else source
+
+
+def _chosen_shards(builder: Any, name: str, chosen: dict[str, str], split: Split) -> Any:
+    """The shards of one split, once the two are known to be apart."""
+    shards = {key: shards_of(builder, f"data.tfds.{key}", value) for key, value in chosen.items()}
+    check_disjoint(shards["train"], shards["validation"], chosen["train"], chosen["validation"])
+    if not shards[split]:
+        raise ConfigError(f"data.tfds.{split}={chosen[split]!r} has no examples in {name}")
+    return shards[split]
 
 
 def _prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:

@@ -63,26 +63,11 @@ def classifier_free(
         return conditional.init(x), unconditional.init(x)
 
     def step(x: Any, t: Any, carry: Any) -> tuple[Denoised, Any]:
-        carry_c, carry_u = carry
-        guide, carry_c = conditional.step(x, t, carry_c)
-
-        def evaluate(carry_u: Any) -> tuple[Any, Any, Any]:
-            base, carry_u = unconditional.step(x, t, carry_u)
-            return guide.x0 - base.x0, guide.eps - base.eps, carry_u
-
-        def skip(carry_u: Any) -> tuple[Any, Any, Any]:
-            return jnp.zeros_like(guide.x0), jnp.zeros_like(guide.eps), carry_u
-
+        guide, carry_c = conditional.step(x, t, carry[0])
+        inside = None if (low, high) == (0.0, 1.0) else (t >= low) & (t <= high)
+        towards_x0, towards_eps, carry_u = _away(unconditional, guide, x, t, carry[1], inside)
         strength = guidance - 1.0
-        if (low, high) == (0.0, 1.0):
-            towards_x0, towards_eps, carry_u = evaluate(carry_u)
-        else:
-            inside = (t >= low) & (t <= high)
-            strength = jnp.where(inside, strength, 0.0)
-            towards_x0, towards_eps, carry_u = jax.lax.cond(
-                jnp.any(inside), evaluate, skip, carry_u
-            )
-        strength = expand(strength, x)
+        strength = expand(strength if inside is None else jnp.where(inside, strength, 0.0), x)
         x0 = guide.x0 + strength * towards_x0
         eps = guide.eps + strength * towards_eps
         if rescale:
@@ -90,6 +75,24 @@ def classifier_free(
         return Denoised(x0, eps, guide.variance_fraction), (carry_c, carry_u)
 
     return Denoiser(step, init)
+
+
+def _away(
+    unconditional: Denoiser, guide: Denoised, x: Any, t: Any, carry: Any, inside: Any
+) -> tuple[Any, Any, Any]:
+    """How x0 and eps of `guide` differ from the unconditional ones, and the latter's carry; zeros,
+    without a call, where no time is `inside` (None: all are)."""
+
+    def evaluate(carry: Any) -> tuple[Any, Any, Any]:
+        base, carry = unconditional.step(x, t, carry)
+        return guide.x0 - base.x0, guide.eps - base.eps, carry
+
+    def skip(carry: Any) -> tuple[Any, Any, Any]:
+        return jnp.zeros_like(guide.x0), jnp.zeros_like(guide.eps), carry
+
+    if inside is None:
+        return evaluate(carry)
+    return jax.lax.cond(jnp.any(inside), evaluate, skip, carry)
 
 
 def _match_std(x0: Any, reference: Any, rescale: Number) -> Any:

@@ -327,3 +327,25 @@ def test_a_failing_download_says_why_and_what_to_type(unprepared, root, monkeypa
     unprepared.failure = RuntimeError("checksum\ndiffers")
     with pytest.raises(DataError, match=r"download failed \(checksum differs\); .*python -c"):
         load(root)
+
+
+@pytest.mark.slow
+def test_the_mnist_config_takes_a_step(start_door, root, tmp_path):
+    """Its own network and sizes, on the small set of this file."""
+    code, out, err = start_door(
+        "main",
+        "--config=configs/mnist.py:smoke",
+        f"--config.data.data_dir={root}",
+        f"--config.data.tfds.name={NAME}",
+        "--config.data.tfds.image_size=28",
+        "--config.batch_size=4",
+        "--config.steps=1",
+        "--config.logging.tensorboard=False",
+        f"--workdir={tmp_path / 'run'}",
+    ).wait(240)
+    assert code == 0, err
+    assert "1 steps done" in out
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert np.isfinite(rows[0]["train/loss"])
+    assert np.isfinite(rows[1]["val/loss_ema"])
