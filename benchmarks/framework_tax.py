@@ -53,7 +53,7 @@ def bare(loop: Loop, batch: Any, steps: int) -> Callable[[TrainState], TrainStat
 
 
 def full(loop: Loop, steps: int) -> Callable[[TrainState], TrainState]:
-    """The loop itself over `steps` steps, without the hooks of the config."""
+    """The loop itself over `steps` steps, without the hooks of the config; ends in a log row."""
 
     def run(state: TrainState) -> TrainState:
         options = dataclasses.replace(loop.options, steps=int(state.step) + steps)
@@ -72,7 +72,7 @@ def measure() -> None:
         progress = Progress(config.steps, 0, enabled=False)
         saves: list[float] = []
 
-        def save(state: TrainState, step: int, force: bool) -> None:
+        def save(state: TrainState, step: int) -> None:
             if step % config.checkpoint.every == 0:
                 run.save(state, step)
 

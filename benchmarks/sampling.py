@@ -9,6 +9,7 @@ prints the ratio of each pair and their median (1 is no cost beside the network)
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffusion_jax
+from diffusion_jax.networks import compiler_options
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -41,7 +43,7 @@ def main() -> None:
     conditioning = {"label": jnp.asarray(labels)} if pipeline.conditional else {}
     times = jnp.linspace(1.0, 1.0 / steps, steps)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options())
     def calls(params: object, x: jax.Array) -> jax.Array:
         def body(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
             return pipeline.denoiser(params, conditioning)(x, t).x0, None
