@@ -5,6 +5,8 @@
 Sequences of 20 bits with a one in every fifth place; the true log-likelihood is log2(1/5) bits a
 sequence, -2.3219. `val/bound_bits` is the bound on the negative log-likelihood (never below 2.3219
 beyond its standard error), `val/bound_floor_bits` what factorised reverse kernels cost at best.
+
+4 min 23 s on two shared cores of an AMD EPYC (November 2026): 2.408 +- 0.017 bits, floor 0.050.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m diffusion_jax.main --config=configs/mnist.py --workdir=runs/mnist
 
 The data set is downloaded at the first start; --config.data.data_dir=DIR names a folder where it is
-prepared already.
+prepared already. Not yet run to its end: no figure is known.
 """
 
 from __future__ import annotations
