@@ -21,7 +21,7 @@ from diffusion_jax.config import Config
 from diffusion_jax.errors import ConfigError, named
 from diffusion_jax.parallel.arrays import global_batch
 from diffusion_jax.parallel.cache import enable_compilation_cache
-from diffusion_jax.parallel.distributed import reached_preemption
+from diffusion_jax.parallel.distributed import main_first, reached_preemption
 from diffusion_jax.parallel.flops import count_flops, peak_flops
 from diffusion_jax.parallel.mesh import check_batch_size, process_rows
 from diffusion_jax.pipelines.pixel import PixelPipeline
@@ -85,7 +85,7 @@ class Run:
             check_batch_size(config.batch_size, config.accumulation, mesh)
         with named("config.validation."):
             check_batch_size(config.validation.batch_size or config.batch_size, 1, mesh)
-        train_data = builders.source(config, "train")
+        train_data = main_first(lambda: builders.source(config, "train"))
         workdir.check_data(folder, train_data.spec, len(train_data))
         model = builders.model(config, train_data.spec)
         compiled = builders.compiled(config, model, mesh)

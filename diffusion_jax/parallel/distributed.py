@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import jax
 from jax.experimental import multihost_utils
 
 from diffusion_jax.errors import ConfigError
+
+T = TypeVar("T")
 
 COORDINATOR = "DIFFUSION_JAX_COORDINATOR"
 NUM_PROCESSES = "DIFFUSION_JAX_NUM_PROCESSES"
@@ -181,3 +185,16 @@ def reached_preemption(step: int) -> bool:
     if not jax.config.jax_enable_preemption_service:  # pyright: ignore[reportAttributeAccessIssue]
         return False
     return bool(multihost_utils.reached_preemption_sync_point(step))
+
+
+def main_first(make: Callable[[], T]) -> T:
+    """What `make` returns, made by process 0 before the others: a data set that is missing is then
+    downloaded once, and found by the rest. Every process must call it."""
+    if jax.process_count() == 1:
+        return make()
+    if jax.process_index() == 0:
+        made = make()
+        multihost_utils.sync_global_devices("main_first")
+        return made
+    multihost_utils.sync_global_devices("main_first")
+    return make()
