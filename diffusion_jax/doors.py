@@ -19,6 +19,8 @@ from absl import app, flags
 from diffusion_jax.errors import ConfigError, DiffusionJaxError
 from diffusion_jax.flag_errors import explain
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, the one shells give."""
 PATIENCE = 10.0
 """Seconds that a process which failed waits for the others to end as well."""
 HELP = {"--help", "-help", "-?", "--helpshort", "--helpfull", "--helpxml"}
@@ -51,6 +53,9 @@ def enter(
         run()
     except DiffusionJaxError as error:
         leave(error)
+    except KeyboardInterrupt:
+        print("interrupted: what is saved stands; the same command goes on", file=sys.stderr)
+        _end(INTERRUPTED)
     except Exception:
         traceback.print_exc()
         _end(1)

@@ -157,6 +157,18 @@ def test_sigterm_saves_and_the_next_start_ends_in_the_same_bits(start_door, refe
     assert_same_bits(read(folder)[0], read(reference[0])[0])
 
 
+@pytest.mark.slow
+def test_ctrl_c_ends_in_one_line(start_door, tmp_path):
+    folder = tmp_path / "run"
+    door = start_door("main", *arguments(folder))
+    wait_until(lambda: (folder / "metrics.jsonl").exists() and rows(folder), door)
+    door.signal(signal.SIGINT)
+    code, _, err = door.wait()
+    assert code == 130, err
+    assert err.splitlines()[-1] == "interrupted: what is saved stands; the same command goes on"
+    assert "Traceback" not in err
+
+
 def test_a_finished_run_is_left_as_it_is_and_a_larger_steps_extends_it(
     start_door, reference, tmp_path
 ):
