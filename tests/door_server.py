@@ -54,6 +54,8 @@ def become(request):
         file = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, descriptor)
     os.environ.update(request["env"])
+    # A shell that started the tests in the background has Ctrl-C ignored for all below it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if request["ids"]:
         record_ids(request["ids"], request["kill"])
     if request["file_limit"]:
