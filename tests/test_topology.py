@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -126,12 +127,18 @@ def test_a_run_of_eight_devices_goes_on_with_one(start_door, eight, tmp_path):
     np.testing.assert_allclose(losses(moved), losses(eight), rtol=1e-5)
 
 
+GLOO = (
+    r"\[Gloo\] Rank |\d+| is connected to "
+    r"| peer ranks\. Expected number of connected peer ranks is : |\n"
+)
+
+
 def test_two_processes_train_as_one(start_door, eight, tmp_path):
     folder = tmp_path / "pair"
     results = [door.wait(120) for door in start_pair(start_door, folder)]
     assert [code for code, _, _ in results] == [0, 0], results
-    # Only process 0 shows and writes anything.
-    assert [line for line in results[1][1].splitlines() if "[Gloo]" not in line] == []
+    # Only process 0 shows and writes anything; Gloo's threads mix the pieces of their lines.
+    assert re.sub(GLOO, "", results[1][1]) == ""
     assert results[1][2] == ""
     assert "8 steps done" in results[0][1]
     np.testing.assert_allclose(losses(folder), losses(eight), rtol=1e-5)
