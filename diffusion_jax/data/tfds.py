@@ -41,8 +41,7 @@ def tfds(
 ) -> Source:
     """Images in [-1, 1] with their class labels; the id is the record's number in all splits.
 
-    A set that takes at most `memory` bytes as uint8 is decoded once, at the start; a larger one is
-    decoded a batch at a time.
+    A set of at most `memory` bytes as uint8 is decoded once; a larger one a batch at a time.
 
     Args:
       split: which of the two split expressions to load.

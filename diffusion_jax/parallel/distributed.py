@@ -48,8 +48,7 @@ def initialize(
 
     Args:
       coordinator: "host:port" of process 0.
-      num_processes: number of processes.
-      process_id: 0 <= process_id < num_processes.
+      num_processes, process_id: how many, and which; 0 <= process_id < num_processes.
       cpu_devices: number of virtual devices of the CPU platform in this process.
       agree_on_sigterm: whether SIGTERM, instead of ending this process, makes `reached_preemption`
         true at a common step. False for programs that do not ask at every step.
