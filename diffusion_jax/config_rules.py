@@ -58,6 +58,8 @@ def _check_value(path: str, value: Any) -> None:
 _SEEDS = ("seed", "sampling.seed", "data.points.seed")
 _POSITIVE = (
     "optimizer.adamw.eps",
+    "objective.denoising.time.log_normal.std",
+    "objective.denoising.time.logit_normal.std",
     "process.gaussian.sigma_data",
     "objective.denoising.weighting.min_snr.gamma",
 )

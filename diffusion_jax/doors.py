@@ -6,13 +6,14 @@ fault of ours shows a traceback.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 
@@ -144,6 +145,36 @@ def integers(flag: str, text: str) -> list[int] | None:
         return [int(part) for part in text.split(",")] if text else None
     except ValueError:
         raise ConfigError(f"--{flag}={text!r}: expected integers, such as 3,7") from None
+
+
+def numbers(flag: str, text: str) -> list[float] | None:
+    """A comma-separated list of numbers; None for an empty one.
+
+    Raises:
+        ConfigError: something else stands there.
+    """
+    try:
+        return [float(part) for part in text.split(",")] if text else None
+    except ValueError:
+        raise ConfigError(f"--{flag}={text!r}: expected numbers, such as 0.2,0.8") from None
+
+
+def settings(flag: str, text: str) -> dict[str, Any] | None:
+    """Comma-separated name=value pairs, values as in Python or else texts; None for an empty list.
+
+    Raises:
+        ConfigError: something else stands there.
+    """
+    result: dict[str, Any] = {}
+    for part in text.split(",") if text else ():
+        name, given, value = part.partition("=")
+        if not (given and name.strip().isidentifier()):
+            raise ConfigError(f"--{flag}={text!r}: expected pairs, such as eta=0.5")
+        try:
+            result[name.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            result[name.strip()] = value.strip()
+    return result or None
 
 
 def note(message: str) -> None:

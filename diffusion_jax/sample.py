@@ -18,6 +18,12 @@ LABELS = flags.DEFINE_string("labels", "", "Classes, such as 3,7; cycled up to -
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight; 1 is the conditional model.")
 SOLVER = flags.DEFINE_string("solver", None, "Solver, such as ddim or dpmpp_2m.")
 STEPS = flags.DEFINE_integer("steps", None, "Steps of the solver.")
+GUIDANCE_INTERVAL = flags.DEFINE_string(
+    "guidance_interval", "", "Times between which guidance acts, such as 0.2,0.8."
+)
+GUIDANCE_RESCALE = flags.DEFINE_float("guidance_rescale", None, "Rescaling of guidance, 0 to 1.")
+THRESHOLD = flags.DEFINE_string("threshold", None, "none, static or dynamic.")
+SOLVER_OPTIONS = flags.DEFINE_string("solver_options", "", "Of the solver, such as eta=0.5.")
 SEED = flags.DEFINE_integer("seed", 0, "Same seed, same samples.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Samples a compiled batch.")
 TRAJECTORY = flags.DEFINE_bool("trajectory", False, "Also write every state on the way.")
@@ -44,6 +50,10 @@ def run() -> None:
         solver=SOLVER.value,
         steps=STEPS.value,
         batch_size=BATCH_SIZE.value,
+        guidance_interval=doors.numbers("guidance_interval", GUIDANCE_INTERVAL.value),
+        guidance_rescale=GUIDANCE_RESCALE.value,
+        threshold=THRESHOLD.value,
+        solver_options=doors.settings("solver_options", SOLVER_OPTIONS.value),
         trajectory=TRAJECTORY.value,
         progress=lambda done: doors.note(f"{done}/{NUM.value} samples"),
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffusion_jax.networks.layers import ZEROS
+from diffusion_jax.networks.layers import ZEROS, Linear
 
 ATTENTIONS = ("auto", "xla", "cudnn")
 
@@ -37,9 +37,9 @@ class SelfAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.heads, self.implementation = heads, implementation
-        self.qkv = nnx.Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
+        self.qkv = Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         init = ZEROS if zero else nnx.initializers.lecun_normal()
-        self.out = nnx.Linear(dim, dim, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.out = Linear(dim, dim, kernel_init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         b, n, d = x.shape

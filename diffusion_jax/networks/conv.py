@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffusion_jax.networks.layers import ZEROS
+from diffusion_jax.networks.layers import ZEROS, matmul
 
 _SPACE = "DHW"
 
@@ -58,7 +58,7 @@ def convolve(
     """Cross-correlation, channels last, padded by half the (odd) kernel size with zeros."""
     rank = x.ndim - 2
     if math.prod(kernel.shape[:rank]) == 1 and stride == 1:
-        return x @ kernel.reshape(kernel.shape[rank:])
+        return matmul(x, kernel.reshape(kernel.shape[rank:]))
     padding = [(size // 2, size // 2) for size in kernel.shape[:rank]]
     return _convolve(x, kernel, stride, padding)
 

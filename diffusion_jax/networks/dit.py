@@ -15,7 +15,14 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.networks.attention import ATTENTIONS, SelfAttention
 from diffusion_jax.networks.embeddings import ConditionEmbedding, sincos_positions
-from diffusion_jax.networks.layers import ZEROS, FeedForward, constrain_batch, dropout, fold_key
+from diffusion_jax.networks.layers import (
+    ZEROS,
+    FeedForward,
+    Linear,
+    constrain_batch,
+    dropout,
+    fold_key,
+)
 from diffusion_jax.networks.validation import (
     check_choice,
     check_common,
@@ -52,7 +59,7 @@ class Block(nnx.Module):
     ):
         self.dropout = dropout
         self.norm = nnx.LayerNorm(dim, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
-        self.ada = nnx.Linear(dim, 6 * dim, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
+        self.ada = Linear(dim, 6 * dim, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
         self.attention = SelfAttention(dim, heads, implementation=attention, dtype=dtype, rngs=rngs)
         self.mlp = FeedForward(dim, expansion * dim, dtype=dtype, rngs=rngs)
 
@@ -128,7 +135,7 @@ class DiT(nnx.Module):
         self.out_channels, self.grid = out_channels, patch_grid(self.shape[:-1], patch)
         self.positions = position_table(positions, self.grid, dim, rngs)
         volume = patch ** len(self.grid)
-        self.stem = nnx.Linear(volume * self.shape[-1], dim, dtype=dtype, rngs=rngs)
+        self.stem = Linear(volume * self.shape[-1], dim, dtype=dtype, rngs=rngs)
         self.condition = ConditionEmbedding(
             noise_input, NOISE_FEATURES, dim, num_classes, stddev=0.02, dtype=dtype, rngs=rngs
         )
@@ -145,8 +152,8 @@ class DiT(nnx.Module):
 
         self.blocks = stacked(block, rngs, depth) if scan else numbered(block, rngs, depth)
         self.norm = nnx.LayerNorm(dim, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
-        self.ada = nnx.Linear(dim, 2 * dim, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
-        self.head = nnx.Linear(
+        self.ada = Linear(dim, 2 * dim, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
+        self.head = Linear(
             dim, volume * self.out_channels, kernel_init=ZEROS, dtype=dtype, rngs=rngs
         )
 

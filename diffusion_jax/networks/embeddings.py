@@ -12,6 +12,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from diffusion_jax.networks.layers import Linear
+
 # Radians per unit of the noise input at the highest frequency, so that the usual range of each
 # input (1000 steps, t in [0, 1], 40 units of logsnr; c_noise = -logsnr / 8) spans 1000 radians.
 NOISE_SCALES = {"timestep": 1.0, "t": 1000.0, "logsnr": 25.0, "c_noise": 200.0}
@@ -48,8 +50,8 @@ class NoiseEmbedding(nnx.Module):
 
     def __init__(self, noise_input: str, features: int, dim: int, *, dtype: Any, rngs: nnx.Rngs):
         self.noise_input, self.features = noise_input, features
-        self.fc1 = nnx.Linear(features, dim, dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(features, dim, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, noise: Float[Array, " b"]) -> Float[Array, "b d"]:
         # The angles reach 1000 radians: they need float32 whatever the compute dtype is.

@@ -95,12 +95,32 @@ class GroupNorm(nnx.Module):
         return (wide * gain + offset).astype(x.dtype)
 
 
+def matmul(x: Float[Array, "*b d"], kernel: Float[Array, "d e"]) -> Float[Array, "*b e"]:
+    """`x @ kernel`, over the last axis of `x`.
+
+    On CPU leading axes are merged first: the gradient of the kernel then contracts one axis
+    instead of several, which XLA:CPU does without copying both operands (a fifth of a DiT step).
+    """
+    if x.ndim <= 2 or jax.default_backend() != "cpu":
+        return x @ kernel
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+
+
+class Linear(nnx.Linear):
+    """`nnx.Linear` by `matmul`."""
+
+    def __call__(self, inputs: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
+        kernel = self.kernel[...].astype(self.dtype)
+        outputs = matmul(inputs.astype(self.dtype), kernel)
+        return outputs if self.bias is None else outputs + self.bias[...].astype(self.dtype)
+
+
 class FeedForward(nnx.Module):
     """Two linear layers with the tanh approximation of GELU between them."""
 
     def __init__(self, dim: int, hidden: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.fc1 = nnx.Linear(dim, hidden, dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(hidden, dim, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(dim, hidden, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(hidden, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         return self.fc2(jax.nn.gelu(self.fc1(x)))

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.networks.embeddings import ConditionEmbedding
-from diffusion_jax.networks.layers import ZEROS, constrain_batch, dropout, fold_key
+from diffusion_jax.networks.layers import ZEROS, Linear, constrain_batch, dropout, fold_key
 from diffusion_jax.networks.validation import (
     check_common,
     check_even,
@@ -27,9 +27,9 @@ class MLPBlock(nnx.Module):
     def __init__(self, width: int, *, expansion: int, dropout: float, dtype: Any, rngs: nnx.Rngs):
         self.dropout = dropout
         self.norm = nnx.LayerNorm(width, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
-        self.ada = nnx.Linear(width, 2 * width, dtype=dtype, rngs=rngs)
-        self.fc1 = nnx.Linear(width, expansion * width, dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(expansion * width, width, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
+        self.ada = Linear(width, 2 * width, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(width, expansion * width, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(expansion * width, width, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "b w"], condition: Float[Array, "b w"], key: Key[Array, "*k"] | None
@@ -75,7 +75,7 @@ class MLP(nnx.Module):
         dtype = check_common("network.mlp", num_classes, dropout, noise_input, dtype)
         self.shape, self.noise_input, self.dtype = tuple(shape), noise_input, dtype
         size = math.prod(self.shape)
-        self.stem = nnx.Linear(size, width, dtype=dtype, rngs=rngs)
+        self.stem = Linear(size, width, dtype=dtype, rngs=rngs)
         self.condition = ConditionEmbedding(
             noise_input, width, width, num_classes, stddev=1.0, dtype=dtype, rngs=rngs
         )
@@ -88,7 +88,7 @@ class MLP(nnx.Module):
             }
         )
         self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.head = nnx.Linear(width, size, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
+        self.head = Linear(width, size, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,

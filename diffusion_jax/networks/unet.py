@@ -14,7 +14,7 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.networks.attention import ATTENTIONS, SelfAttention
 from diffusion_jax.networks.conv import Conv, Upsample
 from diffusion_jax.networks.embeddings import ConditionEmbedding
-from diffusion_jax.networks.layers import GroupNorm, constrain_batch, dropout, fold_key
+from diffusion_jax.networks.layers import GroupNorm, Linear, constrain_batch, dropout, fold_key
 from diffusion_jax.networks.validation import (
     check_choice,
     check_common,
@@ -43,7 +43,7 @@ class ResidualBlock(nnx.Module):
         self.dropout = dropout
         self.norm1 = GroupNorm(channels, rngs=rngs)
         self.conv1 = Conv(channels, out_channels, rank=rank, dtype=dtype, rngs=rngs)
-        self.ada = nnx.Linear(condition, 2 * out_channels, dtype=dtype, rngs=rngs)
+        self.ada = Linear(condition, 2 * out_channels, dtype=dtype, rngs=rngs)
         self.norm2 = GroupNorm(out_channels, rngs=rngs)
         self.conv2 = Conv(out_channels, out_channels, rank=rank, zero=True, dtype=dtype, rngs=rngs)
         self.skip = (

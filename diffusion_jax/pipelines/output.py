@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from diffusion_jax.pipelines.samples import Samples
 from diffusion_jax.visual import picture, save_png, trajectory_gif
 
 GRID_LIMIT = 400
-"""Samples in the grid at most; the files hold all."""
+"""Images or bits in the grid at most; the files hold all."""
 
 
 def prepare(out: str | Path) -> Path:
@@ -53,16 +54,22 @@ def write(folder: Path, samples: Samples, spec: DataSpec) -> None:
 
 
 def _write(folder: Path, samples: Samples, spec: DataSpec) -> None:
-    np.savez_compressed(folder / "samples.npz", allow_pickle=False, **samples.arrays())
-    shown = samples.x[:GRID_LIMIT]
+    arrays: dict[str, Any] = samples.arrays()
+    np.savez_compressed(folder / "samples.npz", **arrays)
+    # Points share one plot; of the others a grid shows what can still be seen.
+    limit = None if spec.kind == "points" else GRID_LIMIT
+    shown = samples.x[:limit]
     labels = None
     if samples.label is not None and spec.kind == "image":
         names = spec.classes or tuple(map(str, range(spec.num_classes)))
-        labels = [names[i] for i in samples.label[:GRID_LIMIT]]
+        labels = [names[i] for i in samples.label[:limit]]
     save_png(folder / "grid.png", picture(shown, spec.kind, spec.range, labels=labels))
+    # Pictures and a trajectory of an earlier call would pass for these samples.
+    for old in (*folder.glob("[0-9]" * 5 + ".png"), folder / "trajectory.gif"):
+        old.unlink(missing_ok=True)
     if spec.kind == "image":
         for number, image in enumerate(samples.x):
             save_png(folder / f"{number:05d}.png", image)
     if samples.trajectory is not None:
-        frames = [picture(x[:GRID_LIMIT], spec.kind, spec.range) for x in samples.trajectory]
+        frames = [picture(x[:limit], spec.kind, spec.range) for x in samples.trajectory]
         trajectory_gif(folder / "trajectory.gif", frames)

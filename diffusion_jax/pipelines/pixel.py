@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import jax
@@ -23,44 +23,18 @@ from jaxtyping import Array, Float, Key, UInt32
 from diffusion_jax.data.spec import DataSpec
 from diffusion_jax.diffusion import guidance as guide
 from diffusion_jax.diffusion import solvers, thresholding
-from diffusion_jax.diffusion.denoiser import Denoiser
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
+from diffusion_jax.errors import ConfigError, named, unknown_name
 from diffusion_jax.networks import compiler_options
 from diffusion_jax.parallel.arrays import gather
 from diffusion_jax.parallel.mesh import batch_sharding, batch_shards
+from diffusion_jax.pipelines.options import Program, SamplingOptions, label_list, whole
 from diffusion_jax.pipelines.samples import Samples
 from diffusion_jax.visual.pixels import to_uint8
 
 PyTree = Any
 SAMPLING_STREAM = 4
 """Folded into the seed: training, validation and bounds use other numbers (`training.step`)."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
-    """How to sample; every field has a flag or an argument of the same name.
-
-    Attributes:
-        solver: a name in `solvers.SOLVERS`, or "ancestral" for any process.
-        steps: network evaluations along the time grid (solvers of higher order take more).
-        guidance: classifier-free guidance; 1 is the conditional model itself.
-        interval: times (low, high) between which guidance acts.
-        rescale: how far the guided prediction's deviation is brought back to the conditional one's.
-        threshold: "none", "static" or "dynamic".
-        percentile: of the dynamic threshold.
-        solver_options: solver name -> its own options.
-        batch_size: samples a compiled batch, over all devices.
-    """
-
-    solver: str
-    steps: int
-    guidance: float = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
-    rescale: float = 0.0
-    threshold: str = "none"
-    percentile: float = 0.995
-    solver_options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    batch_size: int = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,12 +71,9 @@ class PixelPipeline:
         *,
         labels: Sequence[int] | np.ndarray | None = None,
         seed: int = 0,
-        guidance: float | None = None,
-        solver: str | None = None,
-        steps: int | None = None,
-        batch_size: int | None = None,
         trajectory: bool = False,
         progress: Callable[[int], None] | None = None,
+        **options: Any,
     ) -> Samples:
         """Draws samples.
 
@@ -110,25 +81,21 @@ class PixelPipeline:
             num: how many.
             labels: cycled up to `num`; None takes all classes in turn.
             seed: same seed, same samples, whatever the batch size.
-            guidance: 1 samples the conditional model itself.
-            solver: a name in `solvers.SOLVERS`.
-            steps: steps of the time grid.
-            batch_size: samples a batch; the last batch is padded, so one shape is compiled.
             trajectory: also return the state after every step.
             progress: called with the number of samples done.
+            **options: fields of `SamplingOptions` (guidance, solver, steps, batch_size, ...); None
+                or absent takes the pipeline's own. `solver_options` are those of the solver.
 
         Raises:
-            ConfigError: a label out of range, labels or guidance for an unconditional model,
-                guidance for one that never trained without labels, an unknown solver, or a count
-                that is not positive.
+            ConfigError: an unknown option or a value out of its range, a label out of range, labels
+                or guidance for an unconditional model, or guidance for one that never trained
+                without labels.
         """
-        given = {"guidance": guidance, "solver": solver, "steps": steps, "batch_size": batch_size}
-        given = {name: value for name, value in given.items() if value is not None}
-        options = dataclasses.replace(self.defaults, **given)
-        self.check(num, options, seed=seed)
+        chosen = self.options(**options)
+        num, seed = whole("num", num, low=1), whole("seed", seed, low=0, below=2**32)
         all_labels = self._labels(num, labels)
-        size = self._batch_shape(num, options.batch_size)
-        compiled = self._compiled(_Static.of(options), trajectory)
+        size = self._batch_shape(num, chosen.batch_size)
+        compiled = self._compiled(Program(chosen), trajectory)
         parts = []
         for start in range(0, num, size):
             index = np.minimum(np.arange(start, start + size), num - 1)
@@ -136,7 +103,7 @@ class PixelPipeline:
             inputs = self._place((index.astype(np.uint32), conditioning))
             with jax.set_mesh(self.mesh):
                 states = compiled(
-                    self.params, jnp.uint32(seed), *inputs, jnp.float32(options.guidance)
+                    self.params, jnp.uint32(seed), *inputs, jnp.float32(chosen.guidance)
                 )
             parts.append(gather(states)[:, : num - start])
             if progress is not None:
@@ -144,44 +111,54 @@ class PixelPipeline:
         states = self._finish(np.concatenate(parts, axis=1))
         return Samples(x=states[-1], label=all_labels, trajectory=states if trajectory else None)
 
-    def check(self, num: int = 1, options: SamplingOptions | None = None, *, seed: int = 0) -> None:
-        """Raises ConfigError where these options (default: the pipeline's own) cannot work."""
-        options = options or self.defaults
-        for name, value in (
-            ("num", num),
-            ("steps", options.steps),
-            ("batch_size", options.batch_size),
-        ):
-            if value < 1:
-                raise ConfigError(f"{name}={value}: expected at least 1")
-        if not 0 <= seed < 2**32:
-            raise ConfigError(f"seed={seed}: expected 0 <= seed < 2**32")
-        if not math.isfinite(options.guidance):
-            raise ConfigError(f"guidance={options.guidance}: expected a finite number")
-        if options.guidance != 1.0 and not self.conditional:
+    def options(self, **changes: Any) -> SamplingOptions:
+        """The defaults with `changes`, checked against this model; see `SamplingOptions`.
+
+        Raises:
+            ConfigError: an option is unknown or cannot work with this model.
+        """
+        options = self.defaults.replace(**changes)
+        self._check_guidance(options)
+        if self.schedule is None and options.solver != "ancestral":
             raise ConfigError(
-                f"guidance={options.guidance}: the model is unconditional; expected 1"
+                f"solver={options.solver!r}: this process has no ODE; expected 'ancestral'"
             )
+        with _one_line():
+            self.times(options.steps)
+        self._check_solver(options, options.solver)
+        return options
+
+    def _check_guidance(self, options: SamplingOptions) -> None:
+        neutral = (1.0, (0.0, 1.0), 0.0)
+        names = ("guidance", "guidance_interval", "guidance_rescale")
+        for name, value in zip(names, neutral, strict=True):
+            given = getattr(options, name)
+            if given != value and not self.conditional:
+                raise ConfigError(f"{name}={given}: the model is unconditional; expected {value}")
         if options.guidance != 1.0 and not self.guidable:
             raise ConfigError(
                 f"guidance={options.guidance}: the model was trained with label_dropout=0 and has "
                 "no prediction without labels; expected 1"
             )
-        low, high = options.interval
-        if not 0.0 <= low < high <= 1.0:
-            raise ConfigError(
-                f"guidance_interval={options.interval}: expected times 0 <= low < high <= 1"
-            )
-        if not 0.0 <= options.rescale <= 1.0:
-            raise ConfigError(f"guidance_rescale={options.rescale}: expected 0..1")
-        if self.schedule is None and options.solver != "ancestral":
-            raise ConfigError(
-                f"solver={options.solver!r}: this process has no ODE; expected 'ancestral'"
-            )
-        if options.solver != "ancestral":
-            _solver(options.solver)
-        with _one_line():
-            self.times(options.steps)
+
+    def _check_solver(self, options: SamplingOptions, name: str) -> None:
+        """Walks through the solver, with nothing in place of the network."""
+        if name == "ancestral" or self.schedule is None:
+            return
+        nothing = as_denoiser(lambda x, t: x, self.schedule)
+        x = jax.ShapeDtypeStruct((1, *self.spec.shape), jnp.float32)
+        key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+        run = functools.partial(
+            self._solve, Program(dataclasses.replace(options, solver=name)), nothing
+        )
+        standard = {"key", "noise", "trajectory"}
+        parameters = inspect.signature(solvers.get(name)).parameters.values()
+        known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - standard
+        for option in options.solver_options.get(name, {}):
+            if option not in known:
+                raise ConfigError(unknown_name(f"{name} option", option, known))
+        with named(f"{name}."), _one_line():
+            jax.eval_shape(lambda x, key: run(x, key, False), x, key)
 
     def trace(self) -> None:
         """Walks through the sampler without computing, for what only its parts can judge.
@@ -189,34 +166,30 @@ class PixelPipeline:
         Parameters may be shapes only.
 
         Raises:
-            ConfigError: an option of the solver, the guidance or the threshold cannot work.
+            ConfigError: an option of a solver, the guidance or the threshold cannot work.
         """
-        self.check()
+        options = self.options()
+        for name in options.solver_options:
+            self._check_solver(options, name)
         batch = batch_shards(self.mesh)
         index = jax.ShapeDtypeStruct((batch,), jnp.uint32)
         label = {"label": jax.ShapeDtypeStruct((batch,), jnp.int32)} if self.conditional else {}
         scalar = jax.ShapeDtypeStruct((), jnp.float32)
         seed = jax.ShapeDtypeStruct((), jnp.uint32)
-        run = functools.partial(self._run, _Static.of(self.defaults), False)
+        run = functools.partial(self._run, Program(options), False)
         with _one_line(), jax.set_mesh(self.mesh):
             jax.eval_shape(run, self.params, seed, index, label, scalar)
 
     def _labels(self, num: int, labels: Any) -> np.ndarray | None:
+        given = labels is not None and (not isinstance(labels, Sized) or len(labels) > 0)
         if not self.conditional:
-            if labels is not None and len(labels):
-                raise ConfigError(f"labels={list(labels)}: the model is unconditional; leave them")
+            if given:
+                raise ConfigError(f"labels={labels!r}: the model is unconditional; leave them")
             return None
-        if labels is None or not len(labels):
-            labels = np.arange(self.spec.num_classes)
-        labels = np.asarray(labels)
-        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-            raise ConfigError(f"labels={labels.tolist()!r}: expected a list of whole numbers")
-        bad = (labels < 0) | (labels >= self.spec.num_classes)
-        if bad.any():
-            raise ConfigError(
-                f"labels={labels[bad][0]}: out of range; expected 0..{self.spec.num_classes - 1}"
-            )
-        return np.resize(labels.astype(np.int32), num)
+        return np.resize(
+            label_list(labels if given else range(self.spec.num_classes), self.spec.num_classes),
+            num,
+        )
 
     def _batch_shape(self, num: int, batch_size: int) -> int:
         """The batch size, no larger than needed, rounded up to fill the devices."""
@@ -244,7 +217,7 @@ class PixelPipeline:
     def _programs(self) -> dict[Any, Callable[..., Any]]:
         return {}
 
-    def _compiled(self, static: _Static, trajectory: bool) -> Callable[..., Any]:
+    def _compiled(self, static: Program, trajectory: bool) -> Callable[..., Any]:
         """One program per static choice; guidance, seed and labels are arguments of it."""
         programs = self._programs
         if (static, trajectory) not in programs:
@@ -254,7 +227,7 @@ class PixelPipeline:
 
     def _run(
         self,
-        static: _Static,
+        static: Program,
         trajectory: bool,
         params: PyTree,
         seed: Any,
@@ -270,7 +243,7 @@ class PixelPipeline:
         return result[1] if trajectory else result[None]
 
     def _solve(
-        self, static: _Static, denoise: Denoiser, x: Array, keys: Key[Array, " b"], trajectory: bool
+        self, static: Program, denoise: Denoiser, x: Array, keys: Key[Array, " b"], trajectory: bool
     ) -> Any:
         times = self.times(static.options.steps)
         if static.options.solver == "ancestral":
@@ -279,12 +252,12 @@ class PixelPipeline:
             )
         name = static.options.solver
         extra = static.options.solver_options.get(name, {})
-        return _solver(name)(
+        return solvers.get(name)(
             denoise, self.schedule, times, x, key=keys, trajectory=trajectory, **extra
         )
 
     def _guided(
-        self, static: _Static, params: PyTree, conditioning: Mapping[str, Array], guidance: Any
+        self, static: Program, params: PyTree, conditioning: Mapping[str, Array], guidance: Any
     ) -> Denoiser:
         options = static.options
         denoise = self.denoiser(params, conditioning)
@@ -293,39 +266,14 @@ class PixelPipeline:
                 denoise,
                 self.denoiser(params, {}),
                 guidance,
-                interval=options.interval,
-                rescale=options.rescale,
+                interval=options.guidance_interval,
+                rescale=options.guidance_rescale,
             )
         if options.threshold == "static":
             denoise = thresholding.clip_x0(denoise, *self.spec.range)
         elif options.threshold == "dynamic":
-            denoise = thresholding.dynamic_threshold(denoise, options.percentile)
+            denoise = thresholding.dynamic_threshold(denoise, options.threshold_percentile)
         return denoise
-
-
-class _Static:
-    """Options that shape the program, hashable; the value of the guidance does not."""
-
-    def __init__(self, options: SamplingOptions) -> None:
-        self.options = options
-        self.guided = options.guidance != 1.0
-        fixed = dataclasses.replace(options, guidance=1.0, batch_size=1)
-        self._identity = (repr(fixed), self.guided)
-
-    @classmethod
-    def of(cls, options: SamplingOptions) -> _Static:
-        return cls(options)
-
-    def __hash__(self) -> int:
-        return hash(self._identity)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self._identity == other._identity
-
-
-def _solver(name: str) -> Callable[..., Any]:
-    with _one_line():
-        return solvers.get(name)
 
 
 @contextlib.contextmanager
@@ -334,5 +282,5 @@ def _one_line() -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error).splitlines()[0]) from error

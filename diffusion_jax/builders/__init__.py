@@ -1,0 +1,34 @@
+"""From a config to plain objects: the only reader of a ConfigDict.
+
+Everything here is built before the first compilation, so that a mistake in a config ends in one
+line within seconds. Nothing below this room takes a config.
+"""
+
+from __future__ import annotations
+
+from diffusion_jax.builders.engine import bound, compiled, mesh, trainer
+from diffusion_jax.builders.models import Model, model, network, schedule, source
+from diffusion_jax.builders.objectives import objective
+from diffusion_jax.builders.sampling import (
+    pipeline,
+    sampling_mesh,
+    sampling_options,
+    time_grid,
+)
+
+__all__ = [
+    "Model",
+    "bound",
+    "compiled",
+    "mesh",
+    "model",
+    "network",
+    "objective",
+    "pipeline",
+    "sampling_mesh",
+    "sampling_options",
+    "schedule",
+    "source",
+    "time_grid",
+    "trainer",
+]

@@ -1,0 +1,177 @@
+"""The parts that training and sampling share: data, process, network."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import config as configs
+from diffusion_jax import data
+from diffusion_jax.config import Config
+from diffusion_jax.data import DataSpec, Source
+from diffusion_jax.diffusion import (
+    denoiser,
+    predictions,
+    processes,
+    schedules,
+)
+from diffusion_jax.errors import ConfigError, named, section, unknown_name
+from diffusion_jax.networks import NETWORKS, Network, functional
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """The parts that training and sampling share.
+
+    Attributes:
+        network: pure functions.
+        spec: the data.
+        process: the noising process.
+        schedule: of a Gaussian process, else None.
+        prediction: what the network puts out; "logits" for the binomial process.
+        sigma_data: for EDM preconditioning.
+        conditional: whether the network reads labels.
+    """
+
+    network: Network
+    spec: DataSpec
+    process: Any
+    schedule: Any
+    prediction: str
+    sigma_data: float
+    conditional: bool
+
+    def denoiser(self, params: PyTree, conditioning: Mapping[str, Any]) -> denoiser.Denoiser:
+        """The network bound to parameters and conditioning."""
+
+        def predict(x: Any, noise: Any) -> Any:
+            return self.network.apply(params, x, noise, conditioning)
+
+        if self.schedule is not None:
+            return denoiser.from_network(
+                predict,
+                self.schedule,
+                self.prediction,
+                noise_input=self.network.noise_input,
+                sigma_data=self.sigma_data,
+            )
+
+        def bits(x: Any, t: Any, carry: Any) -> tuple[denoiser.Denoised, Any]:
+            x0 = jax.nn.sigmoid(predict(x, jnp.broadcast_to(t, x.shape[:1])))
+            # Bits have no Gaussian noise; ancestral sampling reads x0 alone.
+            return denoiser.Denoised(x0=x0, eps=jnp.zeros_like(x)), carry
+
+        return denoiser.Denoiser(step=bits)
+
+    def estimate(self, params: PyTree, x: Any, t: Any, conditioning: Any, key: Any) -> Any:
+        """x0_hat = E[x0 | x_t] as the variational objective wants it; `key` for dropout."""
+        apply = functools.partial(self.network.apply, key=key)
+        keyed = dataclasses.replace(self, network=dataclasses.replace(self.network, apply=apply))
+        return keyed.denoiser(params, conditioning)(x, t).x0
+
+
+def source(config: Config, split: str) -> Source:
+    """The examples of a split."""
+    name, options = configs.component(config.data, "data")
+    if name == "tfds":
+        options["data_dir"] = config.data.data_dir or None
+    with named("config."), section(f"data.{name}"):
+        return data.load(name, split, **options)
+
+
+def schedule(config: Config) -> schedules.Schedule:
+    """The noise schedule of a Gaussian process."""
+    field = "process.gaussian.schedule"
+    name, options = configs.component(config.process.gaussian.schedule, field)
+    with named(f"config.{field}.{name}: "), section(f"{field}.{name}"):
+        if name == "table":
+            return schedules.table(_betas(options["betas"])(options["steps"]))
+        return schedules.SCHEDULES[name](**options)
+
+
+def _betas(name: str) -> Callable[..., np.ndarray]:
+    known = {
+        "linear": schedules.linear_betas,
+        "scaled_linear": schedules.scaled_linear_betas,
+        "cosine": schedules.cosine_betas,
+    }
+    if name not in known:
+        field = "config.process.gaussian.schedule.table.betas"
+        raise ConfigError(unknown_name(field, name, known))
+    return known[name]
+
+
+def network(config: Config, spec: DataSpec) -> Network:
+    """The score network for data of this shape."""
+    name, options = configs.component(config.network, "network")
+    if config.network.noise_input not in denoiser.NOISE_INPUTS:
+        field, known = "config.network.noise_input", denoiser.NOISE_INPUTS
+        raise ConfigError(unknown_name(field, config.network.noise_input, known))
+    dtype = config.compute_dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    options["dtype"] = jnp.dtype(dtype)
+    options["noise_input"] = config.network.noise_input
+    options["num_classes"] = spec.num_classes if config.network.use_labels else 0
+    with named("config."), section(f"network.{name}"):
+        return functional(functools.partial(NETWORKS[name], spec.shape, **options))
+
+
+def model(config: Config, spec: DataSpec) -> Model:
+    """Network, process and prediction, checked to fit together."""
+    process_name, options = configs.component(config.process, "process")
+    shared = {
+        "spec": spec,
+        "conditional": bool(config.network.use_labels and spec.num_classes),
+    }
+    if process_name == "binomial":
+        _check_binomial(config, spec)
+        return Model(
+            network=network(config, spec),
+            process=processes.Binomial(**options),
+            schedule=None,
+            prediction="logits",
+            sigma_data=1.0,
+            **shared,
+        )
+    if spec.kind == "bits":
+        raise ConfigError(f"config.process.name={process_name!r}: bits need the process 'binomial'")
+    noise_schedule = schedule(config)
+    prediction = options["prediction"]
+    with named("config.process.gaussian."), section("process.gaussian.prediction"):
+        predictions.check_prediction(prediction, noise_schedule)
+    return Model(
+        network=network(config, spec),
+        process=processes.Gaussian(noise_schedule),
+        schedule=noise_schedule,
+        prediction=prediction,
+        sigma_data=options["sigma_data"],
+        **shared,
+    )
+
+
+def _check_binomial(config: Config, spec: DataSpec) -> None:
+    expected = {
+        "data.name": (spec.kind == "bits", config.data.name, "data of bits, such as 'heartbeat'"),
+        "objective.name": (
+            config.objective.name == "variational",
+            config.objective.name,
+            "'variational'",
+        ),
+        "network.noise_input": (
+            config.network.noise_input == "t",
+            config.network.noise_input,
+            "'t' (a binomial process has no signal-to-noise ratio)",
+        ),
+    }
+    for field, (good, value, wanted) in expected.items():
+        if not good:
+            raise ConfigError(f"config.{field}={value!r}: the process 'binomial' needs {wanted}")

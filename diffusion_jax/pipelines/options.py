@@ -1,0 +1,163 @@
+"""How to sample: the options of a pipeline, each checked on its own when it is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.diffusion import solvers
+from diffusion_jax.errors import ConfigError, unknown_name
+
+THRESHOLDS = ("none", "static", "dynamic")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """Every field is an argument of `sample` and a flag of the same name.
+
+    Attributes:
+        solver: a name in `solvers.SOLVERS`, or "ancestral" for any process.
+        steps: network evaluations along the time grid (solvers of higher order take more).
+        guidance: classifier-free guidance; 1 is the conditional model itself.
+        guidance_interval: times (low, high) between which guidance acts.
+        guidance_rescale: how far the guided prediction's deviation is brought back to the
+            conditional one's, 0 to 1.
+        threshold: "none", "static" or "dynamic".
+        threshold_percentile: of the dynamic threshold.
+        solver_options: solver name -> its own options, such as `{"ddim": {"eta": 0.5}}`.
+        batch_size: samples a compiled batch, over all devices.
+
+    Raises (from `of` and `replace`):
+        ConfigError: a value of the wrong type or out of its range.
+    """
+
+    # Typed Any: what a user gives is judged by `of`.
+    solver: Any
+    steps: Any
+    guidance: Any = 1.0
+    guidance_interval: Any = (0.0, 1.0)
+    guidance_rescale: Any = 0.0
+    threshold: Any = "none"
+    threshold_percentile: Any = 0.995
+    solver_options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    batch_size: Any = 64
+
+    @classmethod
+    def of(cls, **values: Any) -> SamplingOptions:
+        """The options with these values, converted and checked."""
+        options = cls(**values)
+        changes: dict[str, Any] = {
+            name: whole(name, getattr(options, name), low=1) for name in ("steps", "batch_size")
+        }
+        for name in ("guidance", "guidance_rescale", "threshold_percentile"):
+            changes[name] = number(name, getattr(options, name))
+        changes["guidance_interval"] = _interval(options.guidance_interval)
+        if not 0.0 <= changes["guidance_rescale"] <= 1.0:
+            raise ConfigError(f"guidance_rescale={changes['guidance_rescale']}: expected 0..1")
+        if not 0.0 < changes["threshold_percentile"] < 1.0:
+            raise ConfigError(
+                f"threshold_percentile={changes['threshold_percentile']}: expected a number "
+                "between 0 and 1, such as 0.995"
+            )
+        if options.threshold not in THRESHOLDS:
+            raise ConfigError(unknown_name("threshold", options.threshold, THRESHOLDS))
+        known = {*solvers.SOLVERS, "ancestral"}
+        for name in (options.solver, *options.solver_options):
+            if not isinstance(name, str):
+                raise ConfigError(f"solver={name!r}: expected a name, such as 'ddim'")
+            if name not in known:
+                raise ConfigError(unknown_name("solver", name, known))
+        return dataclasses.replace(options, **changes)
+
+    def replace(self, **changes: Any) -> SamplingOptions:
+        """These options with some of them changed; None leaves one as it is.
+
+        `solver_options` here are those of the solver in use, and go over its own.
+
+        Raises:
+            ConfigError: an unknown option, or a value that cannot be.
+        """
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name, value in changes.items():
+            if name not in values:
+                raise ConfigError(unknown_name("sampling option", name, values))
+            if value is not None and name != "solver_options":
+                values[name] = value
+        solver, own = values["solver"], changes.get("solver_options")
+        if own:
+            merged = {**self.solver_options.get(solver, {}), **own}
+            values["solver_options"] = {**self.solver_options, solver: merged}
+        return SamplingOptions.of(**values)
+
+
+def whole(name: str, value: Any, *, low: int, below: int | None = None) -> int:
+    """`value` as an int; ConfigError naming the argument unless it is one in low..below-1."""
+    wanted = f"at least {low}" if below is None else f"{low} <= {name} < {below}"
+    try:
+        result = operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name}={value!r}: expected a whole number, {wanted}") from None
+    if result < low or (below is not None and result >= below):
+        raise ConfigError(f"{name}={result}: expected {wanted}")
+    return result
+
+
+def number(name: str, value: Any) -> float:
+    """`value` as a float; ConfigError naming the argument unless it is a finite number."""
+    result = _float(value)
+    if not math.isfinite(result):
+        raise ConfigError(f"{name}={value!r}: expected a finite number")
+    return result
+
+
+def _float(value: Any) -> float:
+    """NaN for what is no number; a text is none here."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _interval(value: Any) -> tuple[float, float]:
+    try:
+        low, high = (_float(end) for end in value)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not 0.0 <= low < high <= 1.0:
+        raise ConfigError(f"guidance_interval={value!r}: expected times 0 <= low < high <= 1")
+    return low, high
+
+
+def label_list(labels: Any, num_classes: int) -> np.ndarray:
+    """Labels as int32 [n]; ConfigError unless they are whole numbers in 0..num_classes-1."""
+    try:
+        array = np.atleast_1d(np.asarray(labels))
+    except ValueError:  # rows of unequal length
+        array = np.empty(0, object)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise ConfigError(f"labels={labels!r}: expected a list of whole numbers")
+    bad = (array < 0) | (array >= num_classes)
+    if bad.any():
+        raise ConfigError(f"labels={array[bad][0]}: out of range; expected 0..{num_classes - 1}")
+    return array.astype(np.int32)
+
+
+class Program:
+    """Options that shape a compiled program, hashable; the value of the guidance does not."""
+
+    def __init__(self, options: SamplingOptions) -> None:
+        self.options = options
+        self.guided = options.guidance != 1.0
+        fixed = dataclasses.replace(options, guidance=1.0, batch_size=1)
+        self._identity = (repr(fixed), self.guided)
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Program) and self._identity == other._identity
