@@ -8,9 +8,12 @@ from typing import Any, get_args
 
 from diffusion_jax.data.digits import digits
 from diffusion_jax.data.heartbeat import heartbeat
+from diffusion_jax.data.image_folder import image_folder
+from diffusion_jax.data.parquet import parquet
 from diffusion_jax.data.points import points
 from diffusion_jax.data.spec import Source, Split
 from diffusion_jax.data.tfds import tfds
+from diffusion_jax.data.webdataset import webdataset
 from diffusion_jax.errors import ConfigError, unknown_name
 
 SOURCES: dict[str, Callable[..., Source]] = {
@@ -18,6 +21,9 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "points": points,
     "heartbeat": heartbeat,
     "tfds": tfds,
+    "image_folder": image_folder,
+    "webdataset": webdataset,
+    "parquet": parquet,
 }
 """Name -> function of (split, **options)."""
 

@@ -9,9 +9,11 @@ import numpy as np
 from jaxtyping import Int64
 
 Batch = dict[str, Any]
-"""`{"x": float32 [n, *shape], "conditioning": {"label": int32 [n]}, "id": int64 [n]}`.
+"""`{"x": float32 [n, *shape], "conditioning": {...}, "id": int64 [n]}`.
 
-Conditioning is empty where the examples carry nothing but themselves.
+Conditioning holds what the examples carry beside themselves: `label` int32 [n]; `text` int32
+[n, text_length], the caption's UTF-8 bytes + 1 and zeros behind them; `scalar` float32 [n, k]. The
+arrays are the caller's own to change.
 """
 
 Split = Literal["train", "validation"]
@@ -28,6 +30,8 @@ class DataSpec:
       classes: names of the labels, in order; empty where they have none.
       range: (low, high) of the values. Images fill [-1, 1], bits are 0 or 1; for points it is the
         stretch of the axes in which to draw them.
+      text_length: tokens of a caption, 0 where there is none.
+      scalars: names of the numbers that come with an example, in order.
     """
 
     shape: tuple[int, ...]
@@ -35,6 +39,8 @@ class DataSpec:
     num_classes: int = 0
     classes: tuple[str, ...] = ()
     range: tuple[float, float] = (-1.0, 1.0)
+    text_length: int = 0
+    scalars: tuple[str, ...] = ()
 
 
 @runtime_checkable

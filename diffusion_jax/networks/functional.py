@@ -29,11 +29,12 @@ class Network:
         apply: `apply(params, x, noise, conditioning, *, key=None) -> output`, float32, batch first.
             `noise` is `[b]` in the unit that `noise_input` names; `conditioning` maps names to
             arrays with a leading batch axis; `key` (scalar, or one per example) turns dropout on.
+            Networks with inner features take `return_features=True` -> (output, features).
         noise_input: what `noise` must hold: `logsnr`, `t`, `c_noise` or `timestep`.
     """
 
     init: Callable[[Key[Array, ""]], Params]
-    apply: Callable[..., Array]
+    apply: Callable[..., Any]
     noise_input: str
 
 
@@ -69,7 +70,8 @@ def functional(make: Callable[..., nnx.Module]) -> Network:
         conditioning: Mapping[str, Array],
         *,
         key: Array | None = None,
-    ) -> Array:
-        return nnx.merge(graphdef, params)(x, noise, conditioning, key=key)
+        **options: Any,
+    ) -> Any:
+        return nnx.merge(graphdef, params)(x, noise, conditioning, key=key, **options)
 
     return Network(init=init, apply=apply, noise_input=module.noise_input)

@@ -226,19 +226,23 @@ def test_records_without_an_image_are_counted_named_and_limited(tmp_path, images
     with pytest.raises(DataError, match="max_unreadable=0") as error:
         load(tmp_path)
     assert "train.array_record-00000-of-00002, record 2" in str(error.value)
-    with pytest.raises(DataError, match="2 unreadable records"):
+    with pytest.raises(DataError, match="2 unreadable pictures"):
         load(tmp_path, max_unreadable=1)
 
     with caplog.at_level("WARNING"):
-        source = load(tmp_path, max_unreadable=2)
+        load(tmp_path, max_unreadable=2)
     assert "00000-of-00002, record 2" in caplog.text
     assert "00001-of-00002, record 2" in caplog.text
-    batch = everything(source)
-    assert batch["id"].tolist() == [i for i in range(4, 16) if i not in (6, 13)]
-    np.testing.assert_allclose(batch["x"] * 127.5 + 127.5, images[batch["id"]], atol=1e-4)
+    # The next one stands in the place of each, so that the number of examples does not change.
+    expected = [i + (i in (6, 13)) for i in range(4, 16)]
+    for memory in (1 << 20, 0):
+        batch = everything(load(tmp_path, max_unreadable=2, memory=memory))
+        assert batch["id"].tolist() == expected
+        np.testing.assert_allclose(batch["x"] * 127.5 + 127.5, images[expected], atol=1e-4)
+        np.testing.assert_array_equal(batch["conditioning"]["label"], labels[expected])
 
     with pytest.raises(DataError, match="00001-of-00002, record 2"):
-        load(tmp_path, memory=0, max_unreadable=2).fetch(np.array([1, 9]))
+        load(tmp_path, memory=0, max_unreadable=1).fetch(np.array([2, 9]))
 
 
 def test_a_label_outside_the_classes_is_refused(tmp_path, images, labels):
@@ -247,11 +251,38 @@ def test_a_label_outside_the_classes_is_refused(tmp_path, images, labels):
         load(tmp_path)
 
 
-def test_another_file_format_tells_how_to_convert(tmp_path, images, labels):
-    write_data_set(tmp_path, images, labels, format_="tfrecord")
+@pytest.mark.slow
+def test_what_another_file_format_is_told_converts_it(tmp_path):
+    """TFDS writes a set as TFRecord; the command of the message is typed; nothing has changed."""
+    program = f"""
+import numpy as np, tensorflow as tf, tensorflow_datasets as t
+rng = np.random.default_rng(0)
+features = t.features.FeaturesDict({{
+    "image": t.features.Image(shape=(6, 5, 3), encoding_format="jpeg"),
+    "label": t.features.ClassLabel(names=["disc", "ring", "bar"]),
+}})
+splits = {{
+    name: tf.data.Dataset.from_tensor_slices({{
+        "image": rng.integers(0, 255, (count, 6, 5, 3)).astype("uint8"),
+        "label": np.arange(count) % 3,
+    }}) for name, count in (("train", 12), ("test", 4))
+}}
+t.dataset_builders.store_as_tfds_dataset(
+    "stored", "1.0.0", features, splits, data_dir={str(tmp_path / "old")!r},
+    file_format="tfrecord", disable_shuffling=True)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=300)
     with pytest.raises(DataError, match="is stored as tfrecord; expected array_record") as error:
-        load(tmp_path)
-    assert f"t.builder('{NAME}', data_dir='DIR').download_and_prepare(" in str(error.value)
+        load(tmp_path / "old", name="stored")
+    assert "\n" not in str(error.value)
+    command = re.search(r"type: (python -c \".*?\");", str(error.value))[1]
+    command = command.replace("python", sys.executable, 1)
+    command = command.replace("'DIR'", f"'{tmp_path / 'new'}'")
+    subprocess.run(["sh", "-c", command], check=True, capture_output=True, timeout=300)
+    source = load(tmp_path / "new", name="stored")
+    assert len(source) == 12
+    assert everything(source)["conditioning"]["label"].tolist() == [0, 1, 2] * 4
+    assert source.spec.classes == ("disc", "ring", "bar")
 
 
 class Unprepared:

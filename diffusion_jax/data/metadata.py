@@ -1,0 +1,137 @@
+"""Captions and numbers of a folder of pictures: `metadata.jsonl`, or text files beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.data.annotations import Annotations, captions
+from diffusion_jax.data.identity import normal
+from diffusion_jax.errors import DataError, nearest
+
+FILE = "metadata.jsonl"
+"""One JSON object a line: `file_name` relative to the folder, the caption, and numbers."""
+
+
+def from_metadata(
+    root: str, names: Sequence[str], *, text_column: str | None, length: int, scalars: Sequence[str]
+) -> Annotations:
+    """Captions and numbers of the pictures `names` by the folder's `metadata.jsonl`.
+
+    Args:
+      root: the folder.
+      names: pictures in it, relative, with forward slashes.
+      text_column: key of the captions, or None to read no captions.
+      length: bytes to which captions are cut.
+      scalars: keys of numbers.
+
+    Raises:
+      DataError: a line is malformed, names a file that is not there or was named before, or lacks
+        a value; or a picture has no line.
+    """
+    path = os.path.join(root, FILE)
+    rows = {normal(name): row for row, name in enumerate(names)}
+    lines = np.zeros(len(names), np.int64)
+    texts: list[str] = [""] * len(names)
+    numbers = np.zeros((len(names), len(scalars)), np.float32)
+    missing: list[str] = []
+    for line, values in _objects(path):
+        place = f"{path}, line {line}"
+        name = text(values, "file_name", place)
+        row = rows.get(normal(os.path.normpath(name).replace(os.sep, "/")))
+        if row is None:
+            missing.append(f"{name!r} (line {line})")
+            continue
+        if lines[row]:
+            raise DataError(f"{place}: file_name={name!r} stands in line {lines[row]} already")
+        lines[row] = line
+        if text_column is not None:
+            texts[row] = text(values, text_column, place)
+        numbers[row] = [number(values, key, place) for key in scalars]
+    if missing:
+        close = nearest(missing[0].split("'")[1], names) if "'" in missing[0] else None
+        raise DataError(
+            f"{path} names {len(missing)} files that are not there as pictures: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+            + (f" (did you mean {close!r}?)" if close else "")
+        )
+    if not lines.all():
+        without = np.flatnonzero(lines == 0)
+        raise DataError(
+            f"{path} has no line for {len(without)} of {len(names)} pictures, the first "
+            f"{names[without[0]]!r}; add lines, remove the files, or set captions='none'"
+        )
+    return Annotations(
+        texts=None if text_column is None else captions(texts, length, path),
+        text_length=0 if text_column is None else length,
+        scalars=numbers if scalars else None,
+    )
+
+
+def from_text_files(root: str, names: Sequence[str], length: int) -> Annotations:
+    """Captions out of `stem.txt` beside each picture `stem.png`.
+
+    Raises:
+      DataError: a picture has none, or one that is not UTF-8.
+    """
+    texts = []
+    for name in names:
+        path = os.path.join(root, os.path.splitext(name)[0] + ".txt")
+        try:
+            with open(path, encoding="utf-8") as file:
+                texts.append(file.read().strip())
+        except FileNotFoundError:
+            raise DataError(
+                f"{path} is missing: with captions='files' each picture needs a text file"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read as UTF-8 text ({error})") from error
+    return Annotations(texts=captions(texts, length, root), text_length=length)
+
+
+def _objects(path: str) -> Any:
+    """(line number, object) of each line that is not empty."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line, content in enumerate(file, start=1):
+                if not content.strip():
+                    continue
+                try:
+                    values = json.loads(content)
+                except ValueError as error:
+                    raise DataError(f"{path}, line {line}: not JSON ({error})") from error
+                if not isinstance(values, dict):
+                    raise DataError(f"{path}, line {line}: expected an object {{...}}")
+                yield line, values
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def text(values: dict[str, Any], key: str, place: str) -> str:
+    """The text under `key`, or a DataError that names `place`."""
+    value = values.get(key)
+    if not isinstance(value, str):
+        raise DataError(f"{place}: {_given(values, key)}; expected text")
+    return value
+
+
+def number(values: dict[str, Any], key: str, place: str) -> float:
+    """The finite number under `key`, or a DataError that names `place`."""
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"{place}: {_given(values, key)}; expected a finite number")
+    return float(value)
+
+
+def _given(values: dict[str, Any], key: str) -> str:
+    if key in values:
+        return f"{key}={values[key]!r}"
+    close = nearest(key, values)
+    return f"no {key!r}" + (f" (did you mean {close!r}?)" if close else "")
