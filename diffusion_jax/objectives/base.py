@@ -120,11 +120,6 @@ class Objective:
         return self.function(params, batch, key, context)
 
 
-def as_objective(objective: Objective | Callable[..., tuple[Any, Aux]]) -> Objective:
-    """Lifts a plain function `(params, batch, key, context) -> (loss, Aux)`."""
-    return objective if isinstance(objective, Objective) else Objective(function=objective)
-
-
 def masked_mean(
     values: Float[Array, " batch"], mask: Bool[Array, " batch"] | None
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
