@@ -202,7 +202,9 @@ def _forget(workdir: str, step: int) -> None:
     # Files are read in the order of their names, which hold the second.
     _await_next_second()
     log = EventFileWriter(workdir)
-    log.add_event(messages.Event(wall_time=time.time(), step=step + 1, session_log=start))
+    # Twice, since the first one that TensorBoard meets in a folder is no restart to it.
+    for _ in range(2):
+        log.add_event(messages.Event(wall_time=time.time(), step=step + 1, session_log=start))
     log.close()
     _await_next_second()
 
