@@ -16,11 +16,10 @@ import tempfile
 import time
 
 from absl import flags
-from ml_collections import config_flags
 
-from diffusion_jax import doors
+from diffusion_jax import config_flag, doors
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
+CONFIG = config_flag.define("A file of configs/.")
 CHILD = flags.DEFINE_bool("child", False, "Measure in this process.")
 
 

@@ -1,9 +1,11 @@
 """Points in the plane: rectified flow on the swiss roll, or another set by a variant.
 
-python -m diffusion_jax.main --config=configs/toy2d.py --workdir=runs/toy2d
-python -m diffusion_jax.main --config=configs/toy2d.py:moons --workdir=runs/moons
+    python -m diffusion_jax.main --config=configs/toy2d.py --workdir=runs/toy2d
+    python -m diffusion_jax.main --config=configs/toy2d.py:moons --workdir=runs/moons
 
-2 min 50 s on two shared cores of an AMD EPYC (November 2026); see the picture in docs/images.
+1 min 21 s on two cores of an AMD EPYC (November 2026), start-up and compilation included: the
+error of the velocity `val/loss_ema` is 0.984 for the swiss roll, samples are in
+docs/images/toy2d.png.
 """
 
 from __future__ import annotations

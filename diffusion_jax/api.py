@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,18 +12,19 @@ from typing import Any
 
 import jax
 
-from diffusion_jax import builders, config_rules, data, workdir
+from diffusion_jax import builders, config_rules, data, start, workdir
 from diffusion_jax import config as configs
 from diffusion_jax.checkpoints import Checkpointer
 from diffusion_jax.config import Config
-from diffusion_jax.errors import ConfigError, named
+from diffusion_jax.errors import named
+from diffusion_jax.lock import Lock, release_on_error
 from diffusion_jax.parallel.arrays import global_batch
-from diffusion_jax.parallel.cache import enable_compilation_cache
 from diffusion_jax.parallel.distributed import main_first, reached_preemption
 from diffusion_jax.parallel.flops import count_flops, peak_flops
 from diffusion_jax.parallel.mesh import check_batch_size, process_rows
 from diffusion_jax.pipelines.pixel import PixelPipeline
 from diffusion_jax.pipelines.previews import Previews
+from diffusion_jax.saves import Saves
 from diffusion_jax.training import writers
 from diffusion_jax.training.compiled import CompiledTrainer
 from diffusion_jax.training.loop import Hook, Loop, LoopOptions
@@ -34,8 +33,6 @@ from diffusion_jax.training.state import TrainState, position
 from diffusion_jax.training.validation import Validator
 
 PyTree = Any
-CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
-DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "diffusion_jax" / "xla"
 
 
 def train(config: Config, path: str | Path) -> TrainState:
@@ -65,6 +62,7 @@ class Run:
         train_data, validation_data: sources of the two splits.
         compiled: the training step on its mesh.
         checkpoints: of this workdir.
+        held: keeps other runs off the workdir; None but in process 0.
     """
 
     config: Config
@@ -74,12 +72,19 @@ class Run:
     validation_data: data.Source
     compiled: CompiledTrainer
     checkpoints: Checkpointer
+    held: Lock | None = None
 
     @classmethod
     def build(cls, config: Config, path: str | Path) -> Run:
         """Builds and checks everything that needs no compilation."""
         config_rules.validate(config)
-        folder = workdir.prepare(path, config)
+        config = builders.resolve(config)
+        folder, held = start.open_workdir(path, config)
+        with release_on_error(held):
+            return cls._build(config, folder, held)
+
+    @classmethod
+    def _build(cls, config: Config, folder: Path, held: Lock | None) -> Run:
         mesh = builders.mesh(config)
         with named("config."):
             check_batch_size(config.batch_size, config.accumulation, mesh)
@@ -104,6 +109,7 @@ class Run:
             validation_data=builders.source(config, "validation"),
             compiled=compiled,
             checkpoints=checkpoints,
+            held=held,
         )
 
     @property
@@ -112,57 +118,54 @@ class Run:
         return jax.process_index() == 0
 
     def train(self) -> TrainState:
-        """See `diffusion_jax.train`."""
+        """See `diffusion_jax.train`. The workdir is free for another run afterwards."""
+        with contextlib.ExitStack() as stack:
+            if self.held is not None:
+                stack.callback(self.held.release)
+            return self._train()
+
+    def _train(self) -> TrainState:
         self.enable_cache()
-        state = self._first_state()
-        start = int(state.step)
-        if start >= self.config.steps:
+        state = self._saves.first_state(self.compiled)
+        first = int(state.step)
+        if first >= self.config.steps:
             self.checkpoints.close()
-            self._finish(f"step {start} of config.steps={self.config.steps} is reached already")
+            self._finish(f"step {first} of config.steps={self.config.steps} is reached already")
             return state
         with workdir.reported(self.path):
-            state = self._train_from(state, start)
+            state = self._train_from(state, first)
         self._finish(f"{self.config.steps} steps done")
         return state
 
-    def _train_from(self, state: TrainState, start: int) -> TrainState:
+    def _train_from(self, state: TrainState, first: int) -> TrainState:
         with contextlib.ExitStack() as stack:
-            stack.callback(self._note_saved)
-            stack.callback(self.checkpoints.close)
+            stack.callback(self._saves.close)
             if self.is_main:
                 workdir.write_config(self.path, self.config, self.model.spec, len(self.train_data))
             writer = writers.create(
                 self.path,
-                start_step=start,
+                start_step=first,
                 tensorboard=self.config.logging.tensorboard,
                 process_index=jax.process_index(),
             )
             stack.callback(writer.close)
-            progress = Progress(self.config.steps, start, enabled=self.is_main)
+            progress = Progress(self.config.steps, first, enabled=self.is_main)
             stack.callback(progress.close)
             batches = self.batches(position(state.examples))
             stack.callback(batches.close)
-            if start == 0:
-                writer.hparams(dict(configs.flatten(self.config)))
+            writer.hparams(dict(configs.flatten(self.config)))
+            self._say_validation()
             state = self.loop(batches, writer, progress).run(state)
-            self.checkpoints.wait()
+            self._saves.wait()
         return state
+
+    @functools.cached_property
+    def _saves(self) -> Saves:
+        return Saves(self.checkpoints, self.path)
 
     def enable_cache(self) -> None:
         """Keeps compiled programs for the next start."""
-        _enable_cache(self.config)
-
-    def _first_state(self) -> TrainState:
-        """The newest checkpoint of the workdir, or a fresh state where there is none."""
-        if self.checkpoints.latest_step() is None:
-            workdir.check_never_saved(self.path)
-            if self.is_main and (self.path / workdir.CONFIG_FILE).exists():
-                print(f"{self.path} holds no checkpoint yet: starts at step 0", flush=True)
-            return self.compiled.init()
-        state, metadata = self.checkpoints.restore(self.compiled.abstract_state)
-        if self.is_main:
-            print(f"resumed from step {metadata['step']} of {self.path}", flush=True)
-        return state
+        start.enable_cache(self.config)
 
     def loader(self) -> data.Loader:
         """Shuffled batches of this process."""
@@ -201,7 +204,7 @@ class Run:
             ids=self.loader().ids,
             metric_names=self.compiled.metric_names(batch, frozen),
             save=self.save,
-            should_stop=reached_preemption,
+            should_stop=self._should_stop,
             hooks=self._hooks(writer),
             writer=writer,
             progress=progress,
@@ -231,13 +234,16 @@ class Run:
 
     def save(self, state: TrainState, step: int) -> None:
         """Starts to write a checkpoint under the number of updates it has seen."""
-        self.checkpoints.save(step, state, {"step": step, "examples": position(state.examples)})
-        self._note_saved()
+        self._saves.save(state, step)
 
-    def _note_saved(self) -> None:
-        latest = self.checkpoints.latest_step()
-        if self.is_main and latest is not None:
-            workdir.note_saved(self.path, latest)
+    def _should_stop(self, step: int) -> bool:
+        # Asked after every step: a save that failed meanwhile ends the run here.
+        self._saves.collect()
+        return reached_preemption(step)
+
+    def _finish(self, what: str) -> None:
+        if self.is_main:
+            workdir.show(self.path, what)
 
     def _hooks(self, writer: writers.Writer) -> list[Hook]:
         config, hooks = self.config, []
@@ -280,6 +286,11 @@ class Run:
     def _validation_examples(self) -> int:
         return min(self.config.validation.examples, len(self.validation_data))
 
+    def _say_validation(self) -> None:
+        asked, found = self.config.validation.examples, len(self.validation_data)
+        if self.is_main and asked > found:
+            print(f"config.validation.examples={asked}: {found} are held out, all used", flush=True)
+
     @functools.cached_property
     def _validator(self) -> Validator:
         return Validator(
@@ -305,27 +316,6 @@ class Run:
 
         return run
 
-    def _finish(self, what: str) -> None:
-        if not self.is_main:
-            return
-        path = self.path
-        places = {
-            "samples": path / workdir.SAMPLES,
-            "trajectory": path / workdir.TRAJECTORY,
-            "checkpoints": path / workdir.CHECKPOINTS,
-            "metrics": path / writers.METRICS_FILE,
-        }
-        found = (f"  {name:<12} {place}" for name, place in places.items() if place.exists())
-        print(
-            f"{what}.",
-            *found,
-            "Next:",
-            f"  python -m diffusion_jax.sample --workdir={path} --num=64 --out={path}/more",
-            f"  tensorboard --logdir={path}",
-            sep="\n",
-            flush=True,
-        )
-
 
 def _weights(state: TrainState, name: str) -> PyTree:
     """The average called `name`, or the raw parameters for ""."""
@@ -342,11 +332,11 @@ def load(path: str | Path) -> PixelPipeline:
         ConfigError: no workdir there, or nothing to restore in it.
     """
     config = workdir.read_config(path)
-    _enable_cache(config)
+    start.enable_cache(config)
     built = builders.model(config, workdir.read_spec(path))
     on = builders.sampling_mesh(config)
     compiled = builders.compiled(config, built, on)
-    checkpoints = Checkpointer(Path(path) / workdir.CHECKPOINTS, read_only=True)
+    checkpoints = Checkpointer(workdir.folder_of(path) / workdir.CHECKPOINTS, read_only=True)
     name = config.sampling.ema
     weights = (
         {"ema": {name: compiled.abstract_state.ema[name]}}
@@ -357,24 +347,3 @@ def load(path: str | Path) -> PixelPipeline:
     params = restored["ema"][name] if name else restored["params"]
     checkpoints.close()
     return builders.pipeline(config, built, params, on)
-
-
-def _enable_cache(config: Config) -> None:
-    """Keeps compiled programs in the folder of the environment, of the config, or the user's own.
-
-    The environment comes first, since a workdir may be sampled from on another machine. A home
-    that cannot be written costs only the cache.
-    """
-    if folder := os.environ.get(CACHE_VARIABLE):
-        with named(f"{CACHE_VARIABLE}: "):
-            enable_compilation_cache(os.path.expanduser(folder))
-    elif config.compilation_cache:
-        with named("config."):
-            enable_compilation_cache(os.path.expanduser(config.compilation_cache))
-    else:
-        try:
-            enable_compilation_cache(os.path.expanduser(DEFAULT_CACHE))
-        except ConfigError as error:
-            if jax.process_index() == 0:
-                message = f"every start compiles anew: {error}; or name one in {CACHE_VARIABLE}"
-                print(f"Warning: {message}", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ it: `--config.network.name=dit` reads `network.dit` and ignores `network.unet`.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ MAY_CHANGE = (
     "compilation_cache",
     "data.data_dir",
     "data.prefetch",
+    "data.*.held_out",
     "data.tfds.memory",
     "mesh.*",
     "logging.*",
@@ -48,7 +50,8 @@ def base() -> Config:
             "steps": 1000,
             "batch_size": 128,
             "accumulation": 1,
-            # "float32", "bfloat16", or "auto": bfloat16 on accelerators, float32 on CPU.
+            # "float32", "bfloat16", or "auto": bfloat16 on accelerators, float32 on CPU. A workdir
+            # keeps which it was: a run never changes its precision on another machine.
             "compute_dtype": "auto",
             # Bit-reproducible kernels on GPU, at some cost; CPU and TPU always are.
             "deterministic": False,
@@ -60,6 +63,7 @@ def base() -> Config:
             "network": _network(),
             "objective": _objective(),
             "optimizer": _optimizer(),
+            # More averages by name, in a config file or by flag: --config.ema.decays.long=0.9999.
             "ema": {"decays": {"default": 0.999}, "warmup": True},
             # Non-finite updates are skipped; more than `limit` in a row end the run with code 70.
             "guard": {"limit": 10},
@@ -81,8 +85,9 @@ def _data() -> dict[str, Any]:
         "data_dir": "",
         "prefetch": 4,
         "digits": {},
-        "points": {"distribution": "swiss_roll", "size": 65536, "seed": 0},
-        "heartbeat": {"size": 50000},
+        # `held_out` examples beside the `size` of the training are for validation.
+        "points": {"distribution": "swiss_roll", "size": 65536, "held_out": 10000, "seed": 0},
+        "heartbeat": {"size": 50000, "held_out": 1000},
         "tfds": {
             "name": "mnist",
             "train": "train",
@@ -262,6 +267,9 @@ def check_resume(old: Config, new: Config, workdir: str) -> None:
         ConfigError: a field differs that may not change; the difference is shown.
     """
     changed = {p: pair for p, pair in differences(old, new).items() if not may_change(p)}
+    if old.get("compute_dtype") == "auto":
+        # Written before the workdir kept which it was.
+        changed.pop("compute_dtype", None)
     changed = {p: pair for p, pair in changed.items() if _is_read(p, old) or _is_read(p, new)}
     if changed:
         shown = ", ".join(f"config.{p}: {a!r} -> {b!r}" for p, (a, b) in changed.items())
@@ -301,32 +309,45 @@ def from_json(values: Mapping[str, Any]) -> Config:
     return config
 
 
-_OPEN_SECTIONS = ("config.ema.decays",)
-"""Sections whose keys are names given by the user."""
+OPEN_SECTIONS = ("config.ema.decays",)
+"""Sections whose keys are names given by the user, and whose values are numbers."""
 
 
 def _overlay(section: Config, values: Mapping[str, Any], path: str) -> None:
     for key, value in values.items():
         field = f"{path}.{key}"
-        if path not in _OPEN_SECTIONS and key not in section:
+        if key not in section:
             close = nearest(key, section.keys())
             hint = f"; did you mean {path}.{close}?" if close else ""
             raise ConfigError(f"{field}={value!r} is not a field of this version{hint}")
-        if isinstance(value, Mapping) and field in _OPEN_SECTIONS:
+        if not isinstance(section[key], ConfigDict):
+            _assign(section, key, tuple(value) if isinstance(value, list) else value, field)
+        elif not isinstance(value, Mapping):
+            raise ConfigError(f"{field}={value!r}: expected a section, with {_some(section[key])}")
+        elif field in OPEN_SECTIONS:
+            for name, number in value.items():
+                if isinstance(number, bool) or not isinstance(number, int | float):
+                    raise ConfigError(f"{field}.{name}={number!r}: expected a number")
             with section.unlocked():
                 section[key] = ConfigDict(dict(value)).lock()
-        elif isinstance(value, Mapping):
-            _overlay(section[key], value, field)
         else:
-            _assign(section, key, tuple(value) if isinstance(value, list) else value, field)
+            _overlay(section[key], value, field)
+
+
+def _some(section: Config) -> str:
+    return f"fields such as {min(section)}" if len(section) else "no fields"
 
 
 def _assign(section: Config, key: str, value: Any, field: str) -> None:
-    try:
-        section[key] = value
-    except TypeError:
-        kind = section.get_type(key).__name__
-        raise ConfigError(f"{field}={value!r}: expected {kind}, such as {section[key]!r}") from None
+    kind = section.get_type(key)
+    # ml_collections takes None for anything; only a field that begins as None may be it.
+    fits = value is not None or section[key] is None
+    with contextlib.suppress(TypeError):
+        if fits and not isinstance(value, Mapping):
+            section[key] = value
+            return
+    example = "" if section[key] is None else f", such as {section[key]!r}"
+    raise ConfigError(f"{field}={value!r}: expected {kind.__name__}{example}")
 
 
 def apply_variant(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from diffusion_jax import config as configs
 from diffusion_jax.config import Config, flatten
 from diffusion_jax.errors import ConfigError, unknown_name
 
@@ -15,6 +16,7 @@ def validate(config: Config) -> None:
     Raises:
         ConfigError: one line with field, value and what was expected.
     """
+    _check_fields(config)
     for path, value in flatten(config):
         _check_value(path, value)
     if config.batch_size % config.accumulation:
@@ -34,6 +36,33 @@ def validate(config: Config) -> None:
     for name, decay in config.ema.decays.items():
         if not 0 <= decay < 1:
             raise ConfigError(f"config.ema.decays.{name}={decay!r}: expected 0 <= decay < 1")
+    if config.logging.profile_at > config.steps:
+        raise ConfigError(
+            f"config.logging.profile_at={config.logging.profile_at}: expected at most "
+            f"config.steps={config.steps}, or 0 for no profile"
+        )
+
+
+def _check_fields(config: Config) -> None:
+    """A config that was not made from `base()`: unknown fields, wrong kinds, missing fields."""
+    if not isinstance(config, configs.ConfigDict):
+        raise ConfigError(
+            f"config={config!r}: expected a ConfigDict made from diffusion_jax.config.base()"
+        )
+    configs.from_json(config.to_dict())
+    given = {path for path, _ in flatten(config)}
+    open_sections = tuple(f"{path.removeprefix('config.')}." for path in configs.OPEN_SECTIONS)
+    missing = [
+        f"config.{path}"
+        for path, _ in flatten(configs.base())
+        if path not in given and not path.startswith(open_sections)
+    ]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ConfigError(
+            f"{', '.join(missing[:3])}{more}: missing; expected a config made from "
+            "diffusion_jax.config.base()"
+        )
 
 
 def _check_value(path: str, value: Any) -> None:
@@ -72,6 +101,10 @@ _MINIMA = {
     "data.prefetch": 1,
     "data.tfds.memory": 0,
     "data.tfds.max_unreadable": 0,
+    "data.points.size": 1,
+    "data.points.held_out": 1,
+    "data.heartbeat.size": 1,
+    "data.heartbeat.held_out": 1,
     "guard.limit": 0,
     "checkpoint.every": 1,
     "checkpoint.keep_last": 1,

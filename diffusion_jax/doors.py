@@ -12,11 +12,13 @@ import os
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags
 
+from diffusion_jax import sigterm
 from diffusion_jax.errors import ConfigError, DiffusionJaxError
 from diffusion_jax.flag_errors import explain
 
@@ -41,14 +43,16 @@ def enter(
         required: flags that must be given.
         argv: command line; the process's own by default.
         agree_on_sigterm: whether `run` asks at every step if the machine is wanted back; SIGTERM
-            ends the process otherwise.
+            ends the process otherwise. Before the runtime is up it then ends with 75.
     """
+    start = sigterm.leaves_at_once() if agree_on_sigterm else contextlib.nullcontext()
     try:
-        parse(sys.argv if argv is None else argv, required)
-        _quiet()
-        from diffusion_jax.parallel import distributed, memory
+        with start:
+            parse(sys.argv if argv is None else argv, required)
+            _quiet()
+            from diffusion_jax.parallel import distributed, memory
 
-        distributed.initialize(agree_on_sigterm=agree_on_sigterm)
+            distributed.initialize(agree_on_sigterm=agree_on_sigterm)
         if jax_backend() == "cpu":
             memory.keep_freed_memory()
         run()
@@ -126,6 +130,26 @@ def _quiet() -> None:
 
     for name in ("absl", "orbax", "jax._src.xla_bridge"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # When one of many reads or writes of a checkpoint fails, orbax raises its error, which we show,
+    # and closes the event loop (asyncio_utils._run_sync_via_new_loop); each of the others then
+    # fails in a thread of tensorstore, or is dropped, with a trace of its own.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not _is_left_behind(unraisable):
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _is_left_behind(unraisable: Any) -> bool:
+    """Whether it comes from a read or write of a checkpoint that nobody waits for any more."""
+    error, code = unraisable.exc_value, getattr(unraisable.object, "cr_code", None)
+    if code is not None and os.path.join("orbax", "checkpoint") in code.co_filename:
+        return True
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
 
 def jax_backend() -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
-import traceback
 from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from diffusion_jax import config as configs
+from diffusion_jax.config import OPEN_SECTIONS
+from diffusion_jax.config_flag import given, loaded, one_line
 from diffusion_jax.errors import DiffusionJaxError, nearest
 
 KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
@@ -22,31 +20,34 @@ def explain(error: BaseException, argv: Sequence[str]) -> str:
         close = nearest(error.flagname, list(flags.FLAGS))
         hint = f"; did you mean --{close}?" if close else ""
         return f"--{error.flagname} is no flag{hint}"
-    for argument in argv:
-        path = argument.removeprefix("--").removeprefix("config=").partition(":")[0]
-        if argument.startswith("--config=") and (in_file := _in_config_file(error, path)):
-            return in_file
-    text = _one_line(error)
-    for argument in argv:
-        field, given, value = argument.removeprefix("--").partition("=")
+    cause: BaseException | None = error
+    while cause is not None:
+        # absl raises anew what the parser of the config file says.
+        if isinstance(cause, DiffusionJaxError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = one_line(error)
+    for field, value in given(argv):
         if not field.startswith("config."):
             continue
         if unknown := _unknown_field(field, value):
             return unknown
-        if given and f"--{argument.lstrip('-')}:" in f"--{text.removeprefix('flag --')}:":
+        if value is not None and f"--{field}={one_line(ValueError(value))}:" in text:
             return _wrong_type(field, value)
     return text or type(error).__name__
 
 
-def _unknown_field(field: str, value: str) -> str | None:
+def _unknown_field(field: str, value: str | None) -> str | None:
     """A line when no section of the config has `field`, given as `config.a.b`."""
-    section, path = configs.base(), "config"
+    section, path = loaded(), "config"
     for key in field.split(".")[1:]:
         if not isinstance(section, ConfigDict):
             return f"{field}={value!r}: {path} is a value and has no fields"
         if key not in section:
             close = nearest(key, section.keys())
             hint = f"did you mean {path}.{close}?" if close else f"known: {', '.join(section)}"
+            if path in OPEN_SECTIONS:
+                hint = "a new one is a name of letters, digits and _"
             return f"{field}={value!r}: {path} has no field {key!r}; {hint}"
         section, path = section[key], f"{path}.{key}"
     return None
@@ -54,7 +55,7 @@ def _unknown_field(field: str, value: str) -> str | None:
 
 def _wrong_type(field: str, value: str) -> str:
     *parents, key = field.split(".")[1:]
-    section = configs.base()
+    section = loaded()
     for parent in parents:
         section = section[parent]
     if isinstance(section[key], ConfigDict):
@@ -62,28 +63,3 @@ def _wrong_type(field: str, value: str) -> str:
     kind = KINDS.get(section.get_type(key), section.get_type(key).__name__)
     example = f", such as {section[key]!r}" if section[key] not in (None, "") else ""
     return f"{field}={value!r}: expected {kind}{example}"
-
-
-def _in_config_file(error: BaseException | None, path: str) -> str | None:
-    """A line when the config file is missing, or `error` or what caused it arose there."""
-    if not os.path.isfile(path):
-        return f"--config={path!r} is no file; expected one such as configs/digits.py"
-    while error is not None:
-        # ml_collections raises its trace anew as the same type; the error itself is its context.
-        if isinstance(error, DiffusionJaxError) and "Traceback" not in str(error):
-            return str(error)
-        for frame in reversed(traceback.extract_tb(error.__traceback__)):
-            if frame.filename == path:
-                return f"{path}, line {frame.lineno}: {type(error).__name__}: {_one_line(error)}"
-        if isinstance(error, SyntaxError):
-            return f"{path}, line {error.lineno}: {_one_line(error)}"
-        if "has no attribute 'get_config'" in str(error):
-            return f"--config={path!r} has no function get_config"
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error).replace("\\n", " ").replace("\\'", "'")
-    text = re.sub(r'Other fields present: "\{.*\}"', "", text)
-    return re.sub(r"\s+", " ", text).strip().strip("'\"")

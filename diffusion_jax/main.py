@@ -6,12 +6,11 @@ The same command starts, resumes and, with a larger `--config.steps`, extends a 
 from __future__ import annotations
 
 from absl import flags
-from ml_collections import config_flags
 
-from diffusion_jax import doors
+from diffusion_jax import config_flag, doors
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file of configs/, with :variant; fields follow as --config.a.b=value."
+CONFIG = config_flag.define(
+    "A file of configs/, with :variant; fields follow as --config.a.b=value."
 )
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; the same one resumes it.")
 

@@ -38,8 +38,7 @@ def run() -> None:
 
     workdir.read_config(WORKDIR.value)
     main = jax.process_index() == 0
-    if main:
-        output.prepare(OUT.value)
+    folder = output.prepare(OUT.value) if main else Path(OUT.value)
     labels = doors.integers("labels", LABELS.value)
     pipeline = api.load(WORKDIR.value)
     samples = pipeline.sample(
@@ -58,7 +57,7 @@ def run() -> None:
         progress=lambda done: doors.note(f"{done}/{NUM.value} samples"),
     )
     if main:
-        output.write(Path(OUT.value), samples, pipeline.spec)
+        output.write(folder, samples, pipeline.spec)
     doors.note(f"samples are in {OUT.value}")
 
 

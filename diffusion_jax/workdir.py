@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import fnmatch
 import importlib.metadata
 import json
 import subprocess
@@ -23,6 +24,7 @@ CHECKPOINTS = "checkpoints"
 SAVED_FILE = ".saved"
 SAMPLES = "samples"
 TRAJECTORY = "trajectory.gif"
+METRICS = "metrics.jsonl"
 PACKAGES = ("diffusion-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -34,27 +36,63 @@ def prepare(workdir: str | Path, config: Config) -> Path:
         config: the config asked for.
 
     Raises:
-        ConfigError: the folder cannot be written, holds something else, or was made with a config
-            that differs in a field that may not change.
+        ConfigError: the folder cannot be written, holds something else, has lost its checkpoints,
+            or was made with a config that differs in a field that may not change.
     """
     if not str(workdir):
         raise ConfigError("--workdir is missing; name a folder, such as --workdir=runs/digits")
-    check_local("workdir", workdir)
-    path = Path(workdir)
+    path = folder_of(workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        # Hidden, since some file systems show even a file without a name.
+        with tempfile.TemporaryFile(dir=path, prefix="."):
             pass
+        names = [entry.name for entry in path.iterdir()]
+        steps = _has_steps(path / CHECKPOINTS)
     except OSError as error:
         raise ConfigError(f"workdir={path} cannot be written: {error.strerror}") from None
-    if (path / CONFIG_FILE).exists():
+    if CONFIG_FILE in names:
         configs.check_resume(read_config(path), config, str(path))
-    elif _has_steps(path / CHECKPOINTS):
+        # A run makes the folder before it writes its config.
+        if CHECKPOINTS not in names:
+            raise ConfigError(
+                f"workdir={path} holds the {CONFIG_FILE} of a run but no {CHECKPOINTS}; put "
+                f"{path / CHECKPOINTS} back or name a new workdir"
+            )
+    elif steps:
         raise ConfigError(
             f"workdir={path} holds checkpoints but no {CONFIG_FILE}; put the file back or name a "
             "new workdir"
         )
+    elif strange := [name for name in sorted(names) if not _may_precede(path / name)]:
+        raise ConfigError(
+            f"workdir={path} holds {', '.join(strange[:5])} but no {CONFIG_FILE}: it is not of a "
+            "run; name a new or empty folder"
+        )
     return path
+
+
+def folder_of(workdir: str | Path) -> Path:
+    """The folder that is meant, `~` resolved.
+
+    Raises:
+        ConfigError: it lies in an object store, or with a user who does not exist.
+    """
+    check_local("workdir", workdir)
+    try:
+        return Path(workdir).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"workdir={workdir}: {error}; name a folder in full") from None
+
+
+BEFORE = (".*", "*.log", "*.out", "*.err", "lost+found", CHECKPOINTS, "events.*")
+"""What a launcher puts into a folder before a run, and what one killed early leaves there."""
+
+
+def _may_precede(path: Path) -> bool:
+    if path.name == METRICS:
+        return path.stat().st_size == 0
+    return any(fnmatch.fnmatchcase(path.name, pattern) for pattern in BEFORE)
 
 
 def _has_steps(folder: Path) -> bool:
@@ -63,7 +101,9 @@ def _has_steps(folder: Path) -> bool:
 
 def note_saved(path: Path, step: int) -> None:
     """Remembers outside the checkpoints that there was one, so that their loss is noticed."""
-    (path / SAVED_FILE).write_text(f"{step}\n")
+    temporary = path / f"{SAVED_FILE}.tmp"
+    temporary.write_text(f"{step}\n")
+    temporary.replace(path / SAVED_FILE)
 
 
 def check_never_saved(path: Path) -> None:
@@ -72,12 +112,16 @@ def check_never_saved(path: Path) -> None:
     Raises:
         ConfigError: a checkpoint was saved here and is gone.
     """
-    if (path / SAVED_FILE).exists():
-        step = (path / SAVED_FILE).read_text().strip()
-        raise ConfigError(
-            f"workdir={path} holds no checkpoint, though step {step} was saved there; put "
-            f"{path / CHECKPOINTS} back or name a new workdir"
-        )
+    if not (path / SAVED_FILE).exists():
+        return
+    try:
+        step = f"step {(path / SAVED_FILE).read_text().strip()}"
+    except (OSError, ValueError):
+        step = "one"
+    raise ConfigError(
+        f"workdir={path} holds no checkpoint, though {step} was saved there; put "
+        f"{path / CHECKPOINTS} back or name a new workdir"
+    )
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -151,7 +195,7 @@ def check_data(path: Path, spec: DataSpec, examples: int) -> None:
 
 def _described(path: Path, entry: str, kind: type) -> Any:
     """An entry of `config.json`."""
-    check_local("workdir", path)
+    path = folder_of(path)
     file = path / CONFIG_FILE
     try:
         values = json.loads(file.read_text())[entry]
@@ -184,6 +228,26 @@ def write_config(path: Path, config: Config, spec: DataSpec, examples: int) -> N
     temporary = path / f".{CONFIG_FILE}.tmp"
     temporary.write_text(json.dumps(described, indent=2) + "\n")
     temporary.replace(path / CONFIG_FILE)
+
+
+def show(path: Path, what: str) -> None:
+    """Prints what came of a run, where it lies and what can be done with it."""
+    places = {
+        "samples": path / SAMPLES,
+        "trajectory": path / TRAJECTORY,
+        "checkpoints": path / CHECKPOINTS,
+        "metrics": path / METRICS,
+    }
+    found = (f"  {name:<12} {place}" for name, place in places.items() if place.exists())
+    print(
+        f"{what}.",
+        *found,
+        "Next:",
+        f"  python -m diffusion_jax.sample --workdir={path} --num=64 --out={path}/more",
+        f"  tensorboard --logdir={path}",
+        sep="\n",
+        flush=True,
+    )
 
 
 def versions() -> dict[str, str]:

@@ -12,9 +12,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import diffusion_jax
-from diffusion_jax import api, builders, doors, workdir
+from diffusion_jax import api, builders, doors, start, workdir
 from diffusion_jax import config as configs
 from diffusion_jax.errors import ConfigError, DataError, Preempted
 
@@ -51,6 +52,18 @@ def bits(**changes):
     binomial = {"process__name": "binomial", "network__noise_input": "t"}
     fixed = {"objective__name": "variational", "sampling__solver": "ancestral", **binomial}
     return tiny(data__name="heartbeat", **fixed, **changes)
+
+
+def without(*paths: str) -> ConfigDict:
+    """A config of another making, which lacks some fields."""
+    values = tiny().to_dict()
+    for path in paths:
+        *parents, key = path.split("__")
+        section = values
+        for parent in parents:
+            section = section[parent]
+        del section[key]
+    return ConfigDict(values)
 
 
 @pytest.fixture
@@ -194,6 +207,78 @@ MISTAKES = {
         lambda: tiny(data__name="heartbeat"),
         ["config.process.name='gaussian'", "'binomial'"],
     ),
+    "attention kernel": (
+        lambda: dit(network__dit__attention="cudnn"),
+        ["config.network.dit.attention='cudnn'", "computes on cpu", "expected 'auto'"],
+    ),
+    "length of an interval": (
+        lambda: unet(sampling__guidance_interval=(0.5,)),
+        ["config.sampling.guidance_interval=(0.5,)", "0 <= low < high <= 1"],
+    ),
+    "guidance interval of an unconditional model": (
+        lambda: tiny(sampling__guidance_interval=(0.2, 0.5)),
+        ["config.sampling.guidance_interval=(0.2, 0.5)", "unconditional"],
+    ),
+    "percentile": (
+        lambda: unet(sampling__threshold_percentile=1.5),
+        ["config.sampling.threshold_percentile=1.5", "between 0 and 1"],
+    ),
+    "exponent of a grid": (
+        lambda: tiny(sampling__grid__name="karras", sampling__grid__karras__rho=0.0),
+        ["config.sampling.grid.karras.rho=0.0"],
+    ),
+    "exponent of a grid beyond floating point": (
+        lambda: tiny(sampling__grid__name="karras", sampling__grid__karras__rho=1e-30),
+        ["config.sampling.grid.karras.rho=1e-30"],
+    ),
+    "shift of a grid": (
+        lambda: tiny(sampling__grid__name="shifted", sampling__grid__shifted__shift=-1.0),
+        ["config.sampling.grid.shifted.shift=-1.0"],
+    ),
+    "option of another solver": (
+        lambda: tiny(sampling__solver="heun", sampling__ddpm__variance="smal"),
+        ["config.sampling.ddpm.variance='smal'", "small, large"],
+    ),
+    "width of the time sampling": (
+        lambda: tiny(
+            objective__denoising__time__name="log_normal",
+            objective__denoising__time__log_normal__std=0.0,
+        ),
+        ["config.objective.denoising.time.log_normal.std=0.0", "above 0"],
+    ),
+    "profile after the end": (
+        lambda: tiny(logging__profile_at=2),
+        ["config.logging.profile_at=2", "at most config.steps=1"],
+    ),
+    "held-out points": (
+        lambda: tiny(data__points__held_out=0),
+        ["config.data.points.held_out=0", "at least 1"],
+    ),
+    "nothing where a number belongs": (
+        lambda: tiny(optimizer__clip_norm=None),
+        ["config.optimizer.clip_norm=None", "expected float, such as 1.0"],
+    ),
+    "fields that are missing": (
+        lambda: without("guard", "logging__every"),
+        ["config.guard.limit, config.logging.every: missing", "diffusion_jax.config.base()"],
+    ),
+    "many fields that are missing": (
+        lambda: without("network"),
+        ["config.network.dit.attention, ", " more: missing", "diffusion_jax.config.base()"],
+    ),
+    "a field that is unknown": (
+        lambda: ConfigDict({**tiny().to_dict(), "stepz": 3}),
+        ["config.stepz=3 is not a field", "did you mean config.steps?"],
+    ),
+    "a text in place of a section": (
+        lambda: ConfigDict({**tiny().to_dict(), "network": "mlp"}),
+        ["config.network='mlp'", "expected a section, with fields such as dit"],
+    ),
+    "a text in place of a number": (
+        lambda: ConfigDict({**tiny().to_dict(), "steps": "3"}),
+        ["config.steps='3'", "expected int, such as 1000"],
+    ),
+    "no config": (lambda: {"steps": 3}, ["config={'steps': 3}", "diffusion_jax.config.base()"]),
     "set of points": (
         lambda: tiny(data__points__distribution="swiss"),
         ["config.data.points.distribution='swiss'", "'swiss_roll'"],
@@ -323,6 +408,11 @@ def test_a_checkpoint_of_another_architecture(copy):
     [
         ("network__mlp__width", "wide", ["config.network.mlp.width='wide'", "expected int"]),
         ("network__mlp__widht", 8, ["config.network.mlp.widht=8", "config.network.mlp.width?"]),
+        ("steps", {"a": 1}, ["config.steps={'a': 1}", "expected int, such as 1000"]),
+        ("network", 3, ["config.network=3", "expected a section", "fields such as dit"]),
+        ("ema__decays", [], ["config.ema.decays=[]", "expected a section"]),
+        ("ema__decays__default", "x", ["config.ema.decays.default='x'", "expected a number"]),
+        ("seed", None, ["config.seed=None", "expected int, such as 0"]),
         ("network__name", "mpl", ["config.network.name='mpl'", "'mlp'"]),
     ],
 )
@@ -427,7 +517,7 @@ def test_a_cache_that_cannot_be_written(copy, tmp_path, monkeypatch, capsys, cac
     """The user's own folder costs a warning; one that was asked for is an error."""
     (tmp_path / "file").write_text("")
     below = str(tmp_path / "file" / "cache")
-    monkeypatch.setattr(api, "DEFAULT_CACHE", below)
+    monkeypatch.setattr(start, "default_cache", lambda: Path(below))
     assert len(diffusion_jax.load(copy).sample(2)) == 2
     err = capsys.readouterr().err
     assert err.startswith("Warning: every start compiles anew: ")
@@ -446,7 +536,7 @@ def test_a_cache_that_cannot_be_written(copy, tmp_path, monkeypatch, capsys, cac
     [
         ({"labels": [0, 2]}, ["labels=2", "0..1"]),
         ({"labels": [-1]}, ["labels=-1", "0..1"]),
-        ({"labels": np.array([0.5])}, ["labels=[0.5]", "whole numbers"]),
+        ({"labels": np.array([0.5])}, ["labels=array([0.5])", "whole numbers"]),
         ({"solver": "heunn"}, ["solver='heunn'", "'heun'"]),
         ({"steps": 0}, ["steps=0", "at least 1"]),
         ({"num": 0}, ["num=0", "at least 1"]),
@@ -485,6 +575,7 @@ def test_a_full_disk_leaves_earlier_checkpoints(start_door, tmp_path):
 
 
 SMOKE = "--config=configs/toy2d.py:smoke"
+SPACED = SMOKE.split("=")
 FLAGS = [
     (["--config=configs/nothing.py"], ["--config='configs/nothing.py' is no file"]),
     (["--config=configs/toy2d.py:smok"], ["'smok'", "did you mean 'smoke'?"]),
@@ -498,6 +589,14 @@ FLAGS = [
     ([SMOKE, "--config.ema.warmup=si"], ["config.ema.warmup='si'", "True or False"]),
     ([SMOKE, "--config.network=mlp"], ["config.network='mlp'", "one of its fields"]),
     ([SMOKE, "--config.steps.x=1"], ["config.steps is a value"]),
+    (["--config", "configs/nothing.py"], ["--config='configs/nothing.py' is no file"]),
+    (["--config", "configs/toy2d.py:smok"], ["'smok'", "did you mean 'smoke'?"]),
+    ([*SPACED, "--config.steps", "abc"], ["config.steps='abc'", "a whole number, such as 4"]),
+    ([*SPACED, "--config.network", "mlp"], ["config.network='mlp'", "one of its fields"]),
+    ([*SPACED, "--config.stepz", "3"], ["config.stepz='3'", "did you mean config.steps?"]),
+    ([SMOKE, "--config.ema.decays.long=x"], ["config.ema.decays.long='x'", "a number"]),
+    ([SMOKE, "--config.ema.decays.long=2", "--workdir=x"], ["config.ema.decays.long=2.0", "< 1"]),
+    ([SMOKE, "--config.ema.decays.a-b=0"], ["config.ema.decays.a-b='0'", "letters, digits"]),
     ([SMOKE], ["--workdir is missing"]),
     (["--workdir=x"], ["--config is missing"]),
     ([SMOKE, "--workdir=x", "steps=3"], ["argument 'steps=3' is no flag"]),
@@ -533,14 +632,31 @@ def test_mistakes_in_a_config_file_name_its_line(start_door, tmp_path):
         f"{head}    return 1 / 0\n": "line 4: ZeroDivisionError",
         "def get_config(:\n    pass\n": "line 1: invalid syntax",
         "x = 3\n": "has no function get_config",
+        "def get_config(x):\n    return x\n": "missing 1 required positional argument: 'x'",
+        "def get_config():\n    pass\n": "get_config returned None; expected a config made from",
+        f"{head}    return c.to_dict()\n": "get_config returned {",
+        "import nothing_here\n": "line 1: ModuleNotFoundError: No module named 'nothing_here'",
     }
     started = []
     for number, text in enumerate(cases):
         file = tmp_path / f"{number}.py"
         file.write_text(text)
-        started.append(start_door("main", f"--config={file}", f"--workdir={tmp_path}/run"))
-    for door, words in zip(started, cases.values(), strict=True):
-        assert_one_line(door.wait(120), [words])
+        for flag in ([f"--config={file}"], ["--config", str(file)]):
+            started.append(start_door("main", *flag, f"--workdir={tmp_path}/run"))
+    for number, words in enumerate(cases.values()):
+        for door in started[2 * number : 2 * number + 2]:
+            assert_one_line(door.wait(120), [words])
+
+
+def test_a_field_is_unknown_or_not_by_the_config_that_was_loaded(start_door, tmp_path):
+    """A config of another making has other fields than the defaults."""
+    file = tmp_path / "other.py"
+    text = (
+        'from ml_collections import ConfigDict as C\ndef get_config():\n    return C({"a": {}})\n'
+    )
+    file.write_text(text)
+    flags = [f"--config={file}", f"--workdir={tmp_path}/run", "--config.steps=3"]
+    assert_one_line(start_door("main", *flags).wait(120), ["config has no field 'steps'; known: a"])
 
 
 def test_mistakes_at_the_sampling_door(start_door, trained, tmp_path):

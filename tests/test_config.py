@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
+import io
 import json
 import re
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from absl import flags
 
-from diffusion_jax import api, builders, config_rules, data
+from diffusion_jax import api, builders, config_flag, config_rules, data, workdir
 from diffusion_jax import config as configs
 from diffusion_jax.errors import ConfigError, DataError
 
@@ -175,6 +182,104 @@ def test_an_unknown_variant_lists_the_known():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_full_size_validates(name):
     config_rules.validate(get_config(name))
+
+
+def commands_of_the_readme() -> list[list[str]]:
+    """Arguments of every training command in a block of code."""
+    text = (FOLDER.parent / "README.md").read_text().replace("\\\n", " ")
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    command = "python -m diffusion_jax.main "
+    return [shlex.split(line.split(command)[1]) for line in lines if command in line]
+
+
+def parsed(monkeypatch, *arguments: str) -> configs.Config:
+    """The config that the door reads from its command line."""
+    values = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", values)
+    monkeypatch.setattr(sys, "argv", ["main", *arguments])
+    monkeypatch.chdir(FOLDER.parent)
+    config = config_flag.define("a config")
+    flags.DEFINE_string("workdir", "", "", flag_values=values)
+    values(sys.argv)
+    return config.value
+
+
+def test_the_readme_has_commands():
+    assert len(commands_of_the_readme()) >= 2
+
+
+@pytest.mark.parametrize("arguments", commands_of_the_readme(), ids=" ".join)
+def test_every_training_command_of_the_readme_builds(arguments, monkeypatch, tmp_path):
+    config = parsed(monkeypatch, *arguments)
+    api.Run.build(config, tmp_path / "run").checkpoints.close()
+
+
+def test_a_flag_adds_an_average(monkeypatch):
+    flag = "--config=configs/toy2d.py:smoke"
+    config = parsed(monkeypatch, flag, "--config.ema.decays.long", "0.99", "--config.steps=7")
+    assert config.ema.decays.to_dict() == {"default": 0.998, "long": 0.99}
+    assert config.steps == 7
+    assert config.is_locked
+    assert "long" not in parsed(monkeypatch, flag).ema.decays
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A config of little work that asks for more validation examples than there are."""
+    config = get_config("toy2d", "smoke")
+    config.logging.tensorboard = False
+    config.steps, config.sampling.steps = 1, 1
+    config.validation.examples, config.data.points.held_out = 16, 12
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(small, tmp_path_factory):
+    """(workdir, standard output) of a run of that config."""
+    folder = tmp_path_factory.mktemp("small")
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        api.train(small, folder)
+    return folder, out.getvalue()
+
+
+def test_a_run_keeps_the_precision_that_it_began_with(small, trained, monkeypatch, tmp_path):
+    """`auto` is settled at the start: another machine neither resumes nor samples in another."""
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    assert small.compute_dtype == "auto"
+    assert workdir.read_config(folder).compute_dtype == "float32"
+    api.Run.build(small, folder).checkpoints.close()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(ConfigError, match=r"config\.compute_dtype: 'float32' -> 'bfloat16'"):
+        api.Run.build(small, folder)
+    seen = []
+    inner = builders.models.functional
+    monkeypatch.setattr(
+        builders.models, "functional", lambda make: seen.append(make.keywords) or inner(make)
+    )
+    api.load(folder)
+    assert {keywords["dtype"] for keywords in seen} == {np.dtype("float32")}
+    described = json.loads((folder / "config.json").read_text())
+    described["config"]["compute_dtype"] = "auto"  # as it was kept once
+    (folder / "config.json").write_text(json.dumps(described))
+    api.Run.build(small, folder).checkpoints.close()
+
+
+def test_more_examples_than_are_held_out_is_said_and_may_be_mended(small, trained, capsys):
+    folder, out = trained
+    assert out.count("config.validation.examples=16: 12 are held out, all used\n") == 1
+    enough = configs.from_json(configs.to_json(small))
+    enough.data.points.held_out = 16
+    run = api.Run.build(enough, folder)
+    run.checkpoints.close()
+    run._say_validation()
+    assert "held out" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "mnist"])
+def test_no_config_asks_for_more_than_is_held_out(name):
+    config = get_config(name)
+    assert config.validation.examples <= len(builders.source(config, "validation"))
 
 
 def one_step(start_door, name: str, folder: Path, *options: str, devices: int = 1) -> None:

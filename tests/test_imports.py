@@ -43,11 +43,16 @@ MAY_IMPORT = {
     "errors": set(),
     "config": set(),
     "config_rules": {"config"},
-    "flag_errors": {"config"},
-    "doors": {"flag_errors", "config", "parallel"},
+    "config_flag": {"config"},
+    "flag_errors": {"config", "config_flag"},
+    "doors": {"flag_errors", "config", "parallel", "sigterm"},
+    "sigterm": set(),
+    "lock": set(),
     "workdir": {"config", "data"},
+    "start": {"checkpoints", "config", "lock", "parallel", "workdir"},
+    "saves": {"checkpoints", "training", "workdir"},
 }
-CONFIG_READERS = {"builders", "config", "workdir", "api", "main", "doors", "flag_errors"}
+CONFIG_READERS = {"builders", "config", "config_flag", "workdir", "api", "doors", "flag_errors"}
 
 
 def module_of(path: Path) -> str:

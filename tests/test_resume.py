@@ -157,6 +157,42 @@ def test_sigterm_saves_and_the_next_start_ends_in_the_same_bits(start_door, refe
     assert_same_bits(read(folder)[0], read(reference[0])[0])
 
 
+def torn(folder: Path) -> bool:
+    return any("tmp" in path.name for path in folder.glob("checkpoints/*"))
+
+
+MOMENTS = {
+    # The config is written just before the step is compiled.
+    "compiling": lambda folder: (folder / "config.json").exists(),
+    # The row of the step is written just before its validation.
+    "validating": lambda folder: (folder / "metrics.jsonl").exists() and bool(rows(folder)),
+    "saving": torn,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_sigterm_in_the_middle_of_something(start_door, reference, tmp_path, moment):
+    folder = tmp_path / "run"
+    long = ("--config.validation.every=5", "--config.validation.examples=10000")
+    options = long if moment == "validating" else ()
+    # Nothing is compiled yet in a cache of its own.
+    cache = {"JAX_COMPILATION_CACHE_DIR": tmp_path / "cache"} if moment == "compiling" else {}
+    door = start_door("main", *arguments(folder, *options), **cache)
+    wait_until(lambda: MOMENTS[moment](folder), door)
+    door.signal(signal.SIGTERM)
+    code, _, err = door.wait()
+    assert code == 75, err
+    saved = int((folder / ".saved").read_text())
+    assert err.splitlines()[-1].endswith(f"saved step {saved}; start me again")
+    assert saved < STEPS
+    assert not torn(folder)
+    code, out, err = start_door("main", *arguments(folder)).wait()
+    assert code == 0, err
+    assert f"resumed from step {saved} of" in out
+    assert_same_bits(read(folder)[0], read(reference[0])[0])
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_in_one_line(start_door, tmp_path):
     folder = tmp_path / "run"
@@ -211,6 +247,30 @@ def test_lost_checkpoints_never_start_the_run_afresh(start_door, reference, tmp_
     assert err.count("\n") == 1
     assert err.startswith("ConfigError: ")
     assert "checkpoint" in err
+    assert (folder / "metrics.jsonl").read_bytes() == metrics
+
+
+@pytest.mark.parametrize("loss", ["emptied", "gone"])
+def test_lost_checkpoints_are_noticed_after_the_first_save(start_door, tmp_path, loss):
+    folder = tmp_path / "run"
+    options = ("--config.checkpoint.every=2000", "--config.logging.every=500")
+    door = start_door("main", *arguments(folder, *options, steps=10**6))
+    # Noted long before the second save, or the close, would do it.
+    wait_until((folder / ".saved").exists, door)
+    door.signal(signal.SIGKILL)
+    assert door.wait()[0] == -9
+    assert (folder / ".saved").read_text() == "2000\n"
+    assert not list(folder.glob("checkpoints/4000*"))
+    metrics = (folder / "metrics.jsonl").read_bytes()
+    for step in (folder / "checkpoints").iterdir():
+        shutil.rmtree(step)
+    if loss == "gone":
+        (folder / "checkpoints").rmdir()
+        (folder / ".saved").unlink()
+    code, out, err = start_door("main", *arguments(folder, *options, steps=10**6)).wait()
+    assert code == 78, out + err
+    assert err.count("\n") == 1
+    assert f"put {folder}/checkpoints back" in err
     assert (folder / "metrics.jsonl").read_bytes() == metrics
 
 

@@ -194,17 +194,63 @@ def test_sigterm_of_one_process_saves_both(start_door, tmp_path):
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_process_that_fails_alone_ends_with_its_code(start_door, tmp_path, failing):
-    """Its workdir cannot be written; the other process waits for it in vain."""
+    """Its workdir cannot be written; the other says so, too."""
     (tmp_path / "file").write_text("")
     began = time.monotonic()
     folders = [tmp_path / "good", tmp_path / "good"]
     folders[failing] = tmp_path / "file" / "run"
     pair = start_pair(start_door, tmp_path / "pair", workdirs=folders)
-    code, _, err = pair[failing].wait(120)
-    pair[1 - failing].signal(signal.SIGKILL)
-    assert code == 78, err
-    assert "ConfigError: workdir=" in err
+    results = [door.wait(120) for door in pair]
+    assert [code for code, _, _ in results] == [78, 78], results
+    assert "ConfigError: workdir=" in results[failing][2]
+    said = f"ConfigError: process {failing} of the run: workdir={folders[failing]} cannot be"
+    assert said in results[1 - failing][2]
     assert time.monotonic() - began < 60
+
+
+def test_workdirs_of_their_own_are_refused(start_door, eight, tmp_path):
+    """On disks of the nodes one process would resume and the other start: together, and wrong."""
+    resumed, empty, other = (tmp_path / name for name in ("resumed", "empty", "other"))
+    shutil.copytree(eight, resumed)
+    more = f"--config.steps={STEPS + 4}"
+    pairs = [
+        start_pair(start_door, tmp_path / "a", more, workdirs=[resumed, empty]),
+        start_pair(start_door, tmp_path / "b", more, workdirs=[empty, other]),
+    ]
+    shown = [
+        f"{resumed} with step {STEPS} in process 0, {empty} with no checkpoint in process 1",
+        f"{empty} with no checkpoint in process 0, {other} with no checkpoint in process 1",
+    ]
+    for pair, words in zip(pairs, shown, strict=True):
+        for code, _, err in [door.wait(120) for door in pair]:
+            assert code == 78, err
+            assert err.count("\n") == 1, err
+            assert f"ConfigError: workdir is not the same folder in all processes: {words}" in err
+            assert "file system that all share" in err
+    assert rows(resumed) == rows(eight)
+    assert not (other / "checkpoints").exists()
+
+
+def test_configs_of_their_own_are_refused(start_door, tmp_path):
+    address = free_address()
+    pair = [
+        start_door(
+            "main",
+            *OPTIONS,
+            *SHARDED,
+            f"--workdir={tmp_path}/run",
+            f"--config.seed={process}",
+            f"--config.logging.every={1 + process}",
+            **pair_environment(process, address),
+        )
+        for process in range(2)
+    ]
+    for code, _, err in [door.wait(120) for door in pair]:
+        assert code == 78, err
+        assert err == (
+            "ConfigError: config.seed: 0 in process 0, 1 in process 1; start every process with "
+            "the same config and flags\n"
+        )
 
 
 def test_a_mistake_ends_both_processes_at_once(start_door, tmp_path):

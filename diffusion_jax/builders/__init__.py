@@ -7,7 +7,7 @@ line within seconds. Nothing below this room takes a config.
 from __future__ import annotations
 
 from diffusion_jax.builders.engine import bound, compiled, mesh, trainer
-from diffusion_jax.builders.models import Model, model, network, schedule, source
+from diffusion_jax.builders.models import Model, model, network, resolve, schedule, source
 from diffusion_jax.builders.objectives import objective
 from diffusion_jax.builders.sampling import (
     pipeline,
@@ -25,6 +25,7 @@ __all__ = [
     "network",
     "objective",
     "pipeline",
+    "resolve",
     "sampling_mesh",
     "sampling_options",
     "schedule",

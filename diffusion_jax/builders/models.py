@@ -109,20 +109,44 @@ def _betas(name: str) -> Callable[..., np.ndarray]:
     return known[name]
 
 
+def resolve(config: Config) -> Config:
+    """A copy that leaves nothing to the machine: what a run is made with and its workdir keeps."""
+    resolved = configs.from_json(configs.to_json(config))
+    resolved.compute_dtype = _compute_dtype(config)
+    return resolved
+
+
+def _compute_dtype(config: Config) -> str:
+    if config.compute_dtype != "auto":
+        return config.compute_dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
 def network(config: Config, spec: DataSpec) -> Network:
     """The score network for data of this shape."""
     name, options = configs.component(config.network, "network")
     if config.network.noise_input not in denoiser.NOISE_INPUTS:
         field, known = "config.network.noise_input", denoiser.NOISE_INPUTS
         raise ConfigError(unknown_name(field, config.network.noise_input, known))
-    dtype = config.compute_dtype
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    options["dtype"] = jnp.dtype(dtype)
+    options["dtype"] = jnp.dtype(_compute_dtype(config))
+    _check_attention(f"config.network.{name}.attention", options)
     options["noise_input"] = config.network.noise_input
     options["num_classes"] = spec.num_classes if config.network.use_labels else 0
     with named("config."), section(f"network.{name}"):
         return functional(functools.partial(NETWORKS[name], spec.shape, **options))
+
+
+def _check_attention(field: str, options: Mapping[str, Any]) -> None:
+    if options.get("attention") != "cudnn":
+        return
+    if jax.default_backend() != "gpu":
+        raise ConfigError(
+            f"{field}='cudnn': this machine computes on {jax.default_backend()}; expected 'auto'"
+        )
+    if options["dtype"] not in (jnp.bfloat16, jnp.float16):
+        raise ConfigError(
+            f"{field}='cudnn' computes in 16 bits; expected config.compute_dtype='bfloat16'"
+        )
 
 
 def model(config: Config, spec: DataSpec) -> Model:

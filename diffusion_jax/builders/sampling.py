@@ -78,8 +78,11 @@ def time_grid(config: Config, built: Model) -> Callable[[int], np.ndarray]:
         grid = functools.partial(_shifted, config.sampling.grid.shifted.shift)
     else:
         grid = _karras(config, built.schedule)
-    with named(f"config.sampling.grid.{name}."):
+    try:
         grid(max(config.sampling.steps, 1))
+    except (ValueError, ArithmeticError) as error:
+        options = ", ".join(f"{k}={v!r}" for k, v in config.sampling.grid[name].to_dict().items())
+        raise ConfigError(f"config.sampling.grid.{name}.{options}: {error}") from error
     return grid
 
 

@@ -73,12 +73,12 @@ class Checkpointer:
         if not read_only:
             layout.prepare_directory(self.directory)
             self._manager = self._make_manager()
-        elif not self.directory.is_dir():
-            raise ConfigError(
-                f"checkpoints directory {path!r} does not exist; expected that of a trained run"
-            )
         else:
             layout.check_restorable(self.directory)
+            if not self.directory.is_dir():
+                raise ConfigError(
+                    f"checkpoints directory {path!r} does not exist; expected that of a trained run"
+                )
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -130,6 +130,10 @@ class Checkpointer:
                 force=True,
             )
 
+    def saving(self) -> bool:
+        """Whether the last save is still being written; costs nothing to ask."""
+        return self._manager is not None and self._manager.is_saving_in_progress()
+
     def wait(self) -> None:
         """Waits until the last save is complete on disk.
 
@@ -161,10 +165,6 @@ class Checkpointer:
             tree = handler.metadata(path).tree
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
-    def describe_mismatch(self, abstract: Any, step: int | None = None) -> list[str]:
-        """One line for each array of `step` that differs from `abstract` in path, shape, dtype."""
-        return describe_mismatch(abstract, self.stored(step))
-
     def restore(self, abstract: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """(state, metadata) of `step` (default: the newest), with exactly the saved bits.
 
@@ -174,8 +174,8 @@ class Checkpointer:
           step: a step of `steps()`.
 
         Raises:
-          ConfigError: if there is no such step, it cannot be read, or `abstract` differs from
-            what is stored.
+          ConfigError: if there is no such step, it is damaged or cannot be read, or `abstract`
+            differs from what is stored.
         """
         step = self._existing(step)
         return self._restore(abstract, step, partial=False), self.read_metadata(step)
@@ -244,10 +244,12 @@ class Checkpointer:
     def _readable(self, path: epath.Path) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:
+        except (RuntimeError, MemoryError):  # the device's: not enough room, no answer
+            raise
+        except Exception as error:  # a damaged file may mislead orbax into anything
             earlier = [step for step in self.steps() if step < int(path.parent.name)]
             raise ConfigError(
-                f"checkpoint {str(path.parent)!r} cannot be read: {str(error).splitlines()[0]}; "
+                f"checkpoint {str(path.parent)!r} cannot be read: {failures.origin(error)}; "
                 f"expected it as it was saved; earlier steps: {earlier}"
             ) from error
 

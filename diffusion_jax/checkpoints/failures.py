@@ -43,6 +43,16 @@ def _error_number(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
+def origin(error: BaseException) -> str:
+    """One line for the error that another was raised from: it knows file and array."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = str(error).splitlines()[:1]
+    if isinstance(error, OSError | ValueError) and said:
+        return said[0]
+    return ": ".join([type(error).__name__, *said])
+
+
 def hide_traces_of_writing_threads() -> None:
     """Orbax logs each failed thread with its stack; the error itself is raised by save or wait."""
     logger = logging.getLogger("absl")

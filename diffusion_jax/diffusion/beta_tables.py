@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_jax.diffusion.broadcasting import Number
+from diffusion_jax.diffusion.broadcasting import Count, Number
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.errors import ConfigError
 
@@ -103,27 +103,30 @@ def _is_last_one(betas: Betas) -> Any:
     return (np.arange(betas.size) == betas.size - 1) & (betas == 1.0)
 
 
-def linear_betas(num_steps: int = 1000, start: Number = 1e-4, end: Number = 0.02) -> Betas:
+def linear_betas(num_steps: Count = 1000, start: Number = 1e-4, end: Number = 0.02) -> Betas:
     """Betas [T] linear from `start` to `end` (Ho et al. 2020, section 4)."""
-    return np.linspace(start, end, _count(num_steps))
+    return np.linspace(float(start), float(end), _count(num_steps))
 
 
 def scaled_linear_betas(
-    num_steps: int = 1000, start: Number = 0.00085, end: Number = 0.012
+    num_steps: Count = 1000, start: Number = 0.00085, end: Number = 0.012
 ) -> Betas:
     """Betas [T] with a linear square root (Rombach et al. 2022): Stable Diffusion's defaults."""
-    return np.linspace(start**0.5, end**0.5, _count(num_steps)) ** 2
+    return np.linspace(float(start) ** 0.5, float(end) ** 0.5, _count(num_steps)) ** 2
 
 
-def cosine_betas(num_steps: int = 1000, s: Number = 0.008, max_beta: Number = 0.999) -> Betas:
+def cosine_betas(num_steps: Count = 1000, s: Number = 0.008, max_beta: Number = 0.999) -> Betas:
     """Betas [T] of the cosine schedule, none above `max_beta` (Nichol & Dhariwal 2021, eq. 17)."""
     times = np.arange(_count(num_steps) + 1) / num_steps
     alphabar = np.cos((times + s) / (1.0 + s) * 0.5 * np.pi) ** 2
     return np.minimum(1.0 - alphabar[1:] / alphabar[:-1], max_beta)
 
 
-def zero_terminal_snr(betas: Betas) -> Betas:
+def zero_terminal_snr(betas: Any) -> Betas:
     """Betas [T] whose alphas are shifted and scaled to end at 0 (Lin et al. 2023, algorithm 1).
+
+    Args:
+      betas: [T], each in (0, 1). Sequences and NumPy arrays.
 
     Raises:
       ValueError: fewer than two betas, of which the first cannot be kept.
@@ -136,7 +139,7 @@ def zero_terminal_snr(betas: Betas) -> Betas:
     return 1.0 - np.concatenate([alphabars[:1], alphabars[1:] / alphabars[:-1]])
 
 
-def _count(num_steps: int) -> int:
+def _count(num_steps: Count) -> Count:
     if num_steps < 1:
         raise ConfigError(f"num_steps={num_steps} must be at least 1")
     return num_steps

@@ -9,14 +9,20 @@ from one solver step to the next; most carry nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion_jax.diffusion.broadcasting import Number, Real, expand, namespace
-from diffusion_jax.diffusion.predictions import PREDICTIONS, preconditioning, to_x0_eps
+from diffusion_jax.diffusion.broadcasting import Number, Real, expand, floating_type, namespace
+from diffusion_jax.diffusion.predictions import (
+    PREDICTIONS,
+    leaves_x0_open,
+    preconditioning,
+    to_x0_eps,
+)
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.errors import ConfigError, unknown_name
 
@@ -32,14 +38,18 @@ class Denoised(NamedTuple):
 
     x0: Any
     """Estimate of the data, [B, ...]."""
-    eps: Any
-    """Estimate of the noise, [B, ...]."""
+    eps: Any = None
+    """Estimate of the noise, [B, ...]; None for that of (1), with x0 as it is in the end."""
     variance_fraction: Any = None
     """Learned reverse variance in [0, 1], [B, ...]: 0 the small, 1 the large one, in log."""
 
 
 def _no_carry(x: Any) -> Any:
     return ()
+
+
+def _anywhere(t: float) -> None:
+    """Refuses no start."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +59,13 @@ class Denoiser:
     Attributes:
       step: (x [B, ...], t scalar or [B], carry) -> (Denoised, next carry), pure.
       init: x -> the carry of the first step; a pytree of fixed structure. Nothing by default.
+      check_start: raises ValueError for a time, times[0] of a solver, at which it has no x0; on the
+        host, since what a step returns is not looked into. A denoiser made of others asks them.
     """
 
     step: Callable[[Any, Any, Any], tuple[Denoised, Any]]
     init: Callable[[Any], Any] = _no_carry
+    check_start: Callable[[float], None] = _anywhere
 
     def __call__(self, x: Real, t: Real) -> Denoised:
         """Denoise x [B, ...] at t, a scalar or [B], with a fresh carry."""
@@ -61,23 +74,45 @@ class Denoiser:
 
 def as_denoiser(
     denoise: Denoiser | Callable[[Any, Any], Any],
-    schedule: Schedule,
+    schedule: Schedule | None = None,
 ) -> Denoiser:
-    """Lift a function (x, t) -> x0 or -> `Denoised` to a `Denoiser`; a `Denoiser` passes through.
+    """Lift a function (x, t) -> x0 or -> `Denoised` to a `Denoiser`, and complete what either says.
 
-    For a function that returns x0 alone, eps follows by (1).
+    x0 and eps come in the shape and the floating type of x, to which they must broadcast. Where eps
+    is None it follows by (1), or stays None without a schedule.
     """
-    if isinstance(denoise, Denoiser):
-        return denoise
+    plain = denoise if isinstance(denoise, Denoiser) else _from_function(denoise)
 
     def step(x: Any, t: Any, carry: Any) -> tuple[Denoised, Any]:
-        output = denoise(x, t)
-        if isinstance(output, Denoised):
-            return output, carry
-        pair = to_x0_eps("x0", output, x, schedule.alpha(t), schedule.sigma(t))
-        return Denoised(*pair), carry
+        denoised, carry = plain.step(x, t, carry)
+        x0, eps = _like(denoised.x0, x), denoised.eps
+        if eps is None and schedule is not None:
+            eps = to_x0_eps("x0", x0, x, schedule.alpha(t), schedule.sigma(t))[1]
+        return denoised._replace(x0=x0, eps=None if eps is None else _like(eps, x)), carry
+
+    return replace(plain, step=step)
+
+
+def _from_function(function: Callable[[Any, Any], Any]) -> Denoiser:
+    def step(x: Any, t: Any, carry: Any) -> tuple[Denoised, Any]:
+        output = function(x, t)
+        return output if isinstance(output, Denoised) else Denoised(output), carry
 
     return Denoiser(step)
+
+
+def _like(value: Any, x: Any) -> Any:
+    """`value` in the shape and the floating type of x."""
+    xp = namespace(value, x)
+    array = xp.asarray(value, floating_type(xp, x))
+    if array.shape == np.shape(x):
+        return array
+    try:
+        return xp.broadcast_to(array, np.shape(x))
+    except ValueError:
+        raise ConfigError(
+            f"the denoiser gives shape {array.shape} for a state of shape {np.shape(x)}"
+        ) from None
 
 
 def noise_input(kind: str, schedule: Schedule, t: Real) -> Float[Array, "*b"]:
@@ -130,7 +165,8 @@ def from_network(
         `variance_fraction` in [0, 1].
 
     Raises:
-      ValueError: an unknown name, or, when the denoiser is traced, an output of the wrong shape.
+      ValueError: an unknown name, or, when the denoiser is traced, an output of the wrong shape;
+        from `check_start` of the result, "eps" or "score" where alpha is 0.
     """
     if prediction not in PREDICTIONS:
         raise ConfigError(unknown_name("prediction", prediction, PREDICTIONS))
@@ -148,7 +184,14 @@ def from_network(
         x0, eps = to_x0_eps(prediction, output, x, alpha, sigma, sigma_data=sigma_data)
         return Denoised(x0, eps, fraction), carry
 
-    return Denoiser(step)
+    def check_start(t: float) -> None:
+        if leaves_x0_open(prediction, schedule, t):
+            raise ConfigError(
+                f"prediction={prediction!r} leaves x0 open at times[0]={t:g}, where alpha is 0: "
+                f"use 'v', 'x0' or 'velocity', or a time grid that starts below {t:g}"
+            )
+
+    return Denoiser(step, check_start=check_start)
 
 
 def _split(output: Any, shape: tuple[int, ...], learned_variance: bool) -> tuple[Any, Any]:

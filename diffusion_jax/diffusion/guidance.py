@@ -16,13 +16,14 @@ The ordinary differential equation of the result does not sample p_u (p_c / p_u)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax.diffusion.broadcasting import Number, Real, expand
-from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
+from diffusion_jax.diffusion.denoiser import Denoised, Denoiser, as_denoiser
 from diffusion_jax.errors import ConfigError
 
 
@@ -31,7 +32,7 @@ def classifier_free(
     unconditional: Denoiser,
     guidance: Real,
     *,
-    interval: tuple[Number, Number] = (0.0, 1.0),
+    interval: Sequence[Number] = (0.0, 1.0),
     rescale: Number = 0.0,
 ) -> Denoiser:
     """The denoiser of (1) and (2) for the guidance w.
@@ -49,15 +50,18 @@ def classifier_free(
       A denoiser that carries the pair of both carries; `conditional` itself for the number 1.
 
     Raises:
-      ValueError: an interval that is empty, or a rescale outside 0 to 1.
+      ValueError: an interval that is empty, or a rescale outside 0 to 1; when the denoiser is
+        traced, eps of one of the two alone.
     """
-    low, high = interval
-    if not 0.0 <= low <= high:
+    if len(interval) != 2 or not 0.0 <= interval[0] <= interval[1]:
         raise ConfigError(f"interval={interval!r} must be two times (low, high), 0 <= low <= high")
+    low, high = interval
     if not 0.0 <= rescale <= 1.0:
         raise ConfigError(f"rescale={rescale!r} must be from 0 (off) to 1 (full)")
     if isinstance(guidance, Number) and guidance == 1.0:
         return conditional
+    # Both in the type of x, which the branches of a condition must share.
+    conditional, unconditional = as_denoiser(conditional), as_denoiser(unconditional)
 
     def init(x: Any) -> tuple[Any, Any]:
         return conditional.init(x), unconditional.init(x)
@@ -65,30 +69,39 @@ def classifier_free(
     def step(x: Any, t: Any, carry: Any) -> tuple[Denoised, Any]:
         guide, carry_c = conditional.step(x, t, carry[0])
         inside = None if (low, high) == (0.0, 1.0) else (t >= low) & (t <= high)
-        towards_x0, towards_eps, carry_u = _away(unconditional, guide, x, t, carry[1], inside)
+        towards, carry_u = _away(unconditional, guide, x, t, carry[1], inside)
         strength = guidance - 1.0
         strength = expand(strength if inside is None else jnp.where(inside, strength, 0.0), x)
-        x0 = guide.x0 + strength * towards_x0
-        eps = guide.eps + strength * towards_eps
+        x0, eps = jax.tree.map(lambda a, away: a + strength * away, guide[:2], towards)
         if rescale:
             x0 = _match_std(x0, guide.x0, rescale)
         return Denoised(x0, eps, guide.variance_fraction), (carry_c, carry_u)
 
-    return Denoiser(step, init)
+    def check_start(t: float) -> None:
+        conditional.check_start(t)
+        if low <= t <= high:
+            unconditional.check_start(t)
+
+    return Denoiser(step, init, check_start)
 
 
 def _away(
     unconditional: Denoiser, guide: Denoised, x: Any, t: Any, carry: Any, inside: Any
-) -> tuple[Any, Any, Any]:
-    """How x0 and eps of `guide` differ from the unconditional ones, and the latter's carry; zeros,
+) -> tuple[tuple[Any, Any], Any]:
+    """How (x0, eps) of `guide` differ from the unconditional ones, and the latter's carry; zeros,
     without a call, where no time is `inside` (None: all are)."""
 
-    def evaluate(carry: Any) -> tuple[Any, Any, Any]:
+    def evaluate(carry: Any) -> tuple[tuple[Any, Any], Any]:
         base, carry = unconditional.step(x, t, carry)
-        return guide.x0 - base.x0, guide.eps - base.eps, carry
+        if (guide.eps is None) != (base.eps is None):
+            raise ConfigError(
+                "eps is None in one of conditional and unconditional: give it in both or neither, "
+                "as by as_denoiser(denoise, schedule)"
+            )
+        return jax.tree.map(lambda a, b: a - b, guide[:2], base[:2]), carry
 
-    def skip(carry: Any) -> tuple[Any, Any, Any]:
-        return jnp.zeros_like(guide.x0), jnp.zeros_like(guide.eps), carry
+    def skip(carry: Any) -> tuple[tuple[Any, Any], Any]:
+        return jax.tree.map(jnp.zeros_like, guide[:2]), carry
 
     if inside is None:
         return evaluate(carry)

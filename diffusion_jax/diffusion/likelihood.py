@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from diffusion_jax.diffusion.broadcasting import Elements
+from diffusion_jax.diffusion.denoiser import as_denoiser
 from diffusion_jax.diffusion.processes.binomial import Binomial
-from diffusion_jax.diffusion.processes.protocol import Elements, Process
+from diffusion_jax.diffusion.processes.protocol import Process
 from diffusion_jax.diffusion.schedule_base import Values as Time
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.time_grids import check_times
@@ -82,8 +84,8 @@ def variational_bound(
     a density's, so that the bound may be negative. One scan; raises ValueError for bad times.
     """
     x0 = stepping.start(x0)
-    denoiser = stepping.x0_denoiser(denoise)
-    times = check_times(times)
+    denoiser, times = as_denoiser(denoise), check_times(times)
+    denoiser.check_start(times[0])
     draws = stepping.draws("variational_bound", x0, len(times) - 1, key, noise)
     dtype = stepping.compute_dtype(x0)
     x0 = x0.astype(dtype)

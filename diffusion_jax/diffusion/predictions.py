@@ -19,7 +19,7 @@ where s = sigma_data and n^2 = sigma^2 + alpha^2 s^2. Solving (1) with the state
 in which common factors of numerator and denominator are cancelled by hand below, so that each is
 finite wherever its limit is. At sigma = 0 the state says nothing about eps, whose mean is then 0:
 that is returned where a prediction of x0 leaves it open. At alpha = 0 a prediction of eps or of the
-score says nothing about x0, which is not finite there: `check_prediction` refuses it beforehand.
+score says nothing about x0, which is not finite there: `leaves_x0_open` tells it beforehand.
 
 An error in the output at a given state is an error sigma / |alpha b - sigma a| times as large in
 x0, from which `weightings` follow.
@@ -138,17 +138,23 @@ def from_x0_eps(
     raise ConfigError(unknown_name("prediction", prediction, PREDICTIONS))
 
 
+def leaves_x0_open(prediction: str, schedule: Schedule, t: Number) -> bool:
+    """Whether it is "eps" or "score" with alpha(t) = 0; False where the schedule is traced."""
+    if prediction not in ("eps", "score"):
+        return False
+    alpha = schedule.alpha(t)
+    return not isinstance(alpha, Tracer) and bool(alpha == 0.0)
+
+
 def check_prediction(prediction: str, schedule: Schedule) -> None:
     """Refuse a prediction that has no x0 at the start t = 1 of sampling; on the host.
 
     Raises:
-      ValueError: an unknown name, or "eps" or "score" where the schedule's alpha(1) is 0. A traced
-        schedule is not looked into.
+      ValueError: an unknown name, or `leaves_x0_open` there.
     """
     if prediction not in PREDICTIONS:
         raise ConfigError(unknown_name("prediction", prediction, PREDICTIONS))
-    alpha = schedule.alpha(1.0)
-    if prediction in ("eps", "score") and not isinstance(alpha, Tracer) and alpha == 0.0:
+    if leaves_x0_open(prediction, schedule, 1.0):
         raise ConfigError(
             f"prediction={prediction!r} leaves x0 open at t = 1, where this schedule's alpha is 0: "
             "use 'v', 'x0', 'velocity' or 'edm', or a schedule with alpha(1) > 0"

@@ -29,12 +29,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from diffusion_jax.diffusion.broadcasting import Real, expand, namespace
+from diffusion_jax.diffusion.broadcasting import Number, Real, expand, namespace
 
-Values = Float[Array, "*t"] | Float[np.ndarray, "*t"] | float | int | np.floating
+Values = jaxtyping.Real[Array | np.ndarray, "*t"] | Number
 """Times or log signal-to-noise ratios, of any shape."""
 
 # The error is of the order of h^2, so that a step this far below every t leaves none.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -63,4 +64,4 @@ def _map_x0(denoise: Denoiser, function: Callable[[Any], Any]) -> Denoiser:
         denoised, carry = denoise.step(x, t, carry)
         return denoised._replace(x0=function(denoised.x0)), carry
 
-    return Denoiser(step, denoise.init)
+    return replace(denoise, step=step)

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
+from diffusion_jax.diffusion.broadcasting import Count, Number
 from diffusion_jax.diffusion.schedule_base import Schedule
 
-Number = float | int
 Times = Float[np.ndarray, " steps_plus_1"]
+GivenTimes = Sequence[Number] | np.ndarray | Array
 
 
-def check_times(times: Sequence[Number] | np.ndarray) -> np.ndarray:
+def check_times(times: GivenTimes) -> np.ndarray:
     """`times` as float64, or ValueError unless they decrease strictly within [0, 1]."""
     grid = np.asarray(times, np.float64)
     if grid.ndim != 1 or len(grid) < 2:
@@ -37,37 +38,37 @@ def check_times(times: Sequence[Number] | np.ndarray) -> np.ndarray:
     return grid
 
 
-def _check_steps(steps: int, most: int | None = None) -> None:
+def _check_steps(steps: Count, most: Count | None = None) -> None:
     if steps < 1 or (most is not None and steps > most):
         expected = "at least 1" if most is None else f"between 1 and {most}"
         raise ValueError(f"steps={steps}; expected {expected}")
 
 
-def uniform(steps: int, start: Number = 1.0, end: Number = 0.0) -> Times:
+def uniform(steps: Count, start: Number = 1.0, end: Number = 0.0) -> Times:
     """Equal steps in t from `start` down to `end`."""
     _check_steps(steps)
-    return check_times(np.linspace(start, end, steps + 1))
+    return check_times(np.linspace(float(start), float(end), steps + 1))
 
 
-def uniform_logsnr(schedule: Schedule, steps: int, t_start: Number, t_end: Number) -> Times:
+def uniform_logsnr(schedule: Schedule, steps: Count, t_start: Number, t_end: Number) -> Times:
     """Equal steps in log(alpha^2/sigma^2), which must be finite at both ends.
 
     Raises ValueError where it is not, as at t=0, or at t=1 of a schedule with alpha(1)=0.
     """
     _check_steps(steps)
-    check_times((t_start, t_end))
+    ends = check_times((t_start, t_end))
     first, last = (float(schedule.logsnr(np.float64(t))) for t in (t_start, t_end))
     for name, t, value in (("t_start", t_start, first), ("t_end", t_end, last)):
         if not np.isfinite(value):
             raise ValueError(f"{name}={t} has logsnr {value}; expected a time with a finite one")
     levels = np.linspace(first, last, steps + 1)
     inner = np.asarray(schedule.t_from_logsnr(levels[1:-1]), np.float64)
-    return check_times(np.concatenate([[t_start], inner, [t_end]]))
+    return check_times(np.concatenate([ends[:1], inner, ends[1:]]))
 
 
 def karras(
     schedule: Schedule,
-    steps: int,
+    steps: Count,
     sigma_min: Number,
     sigma_max: Number,
     *,
@@ -83,13 +84,14 @@ def karras(
         raise ValueError(f"rho={rho}; expected a positive number")
     levels = steps if final_zero else steps + 1
     sigma_min, sigma_max = _reachable(schedule, steps, sigma_min, sigma_max)
+    rho = float(rho)
     ramp = np.linspace(sigma_max ** (1.0 / rho), sigma_min ** (1.0 / rho), levels)
     return _from_sigmas(schedule, ramp**rho, final_zero)
 
 
 def exponential(
     schedule: Schedule,
-    steps: int,
+    steps: Count,
     sigma_min: Number,
     sigma_max: Number,
     *,
@@ -102,7 +104,7 @@ def exponential(
 
 
 def _reachable(
-    schedule: Schedule, steps: int, sigma_min: Number, sigma_max: Number
+    schedule: Schedule, steps: Count, sigma_min: Number, sigma_max: Number
 ) -> tuple[float, float]:
     """The checked (sigma_min, sigma_max)."""
     _check_steps(steps)
@@ -116,7 +118,7 @@ def _reachable(
         raise ValueError(
             f"sigma_max={sigma_max} is noisier than this schedule at t=1; the most is {top:.6g}"
         )
-    return sigma_min, min(sigma_max, top)
+    return float(sigma_min), min(float(sigma_max), top)
 
 
 def _from_sigmas(schedule: Schedule, sigmas: np.ndarray, final_zero: bool) -> np.ndarray:
@@ -125,7 +127,7 @@ def _from_sigmas(schedule: Schedule, sigmas: np.ndarray, final_zero: bool) -> np
     return check_times(np.append(times, 0.0) if final_zero else times)
 
 
-def shifted(times: Sequence[Number] | np.ndarray, shift: Number) -> Times:
+def shifted(times: GivenTimes, shift: Number) -> Times:
     """shift t / (1 + (shift - 1) t): the same steps spent at noisier times where shift > 1.
 
     Esser et al. 2024, equation 23: with rectified flow it multiplies sigma/alpha by `shift`.
@@ -136,7 +138,7 @@ def shifted(times: Sequence[Number] | np.ndarray, shift: Number) -> Times:
     return check_times(shift * grid / (1.0 + (shift - 1.0) * grid))
 
 
-def leading(table_size: int, steps: int, *, offset: int = 0, final: Number = 0.0) -> Times:
+def leading(table_size: Count, steps: Count, *, offset: Count = 0, final: Number = 0.0) -> Times:
     """Every (table_size // steps)-th entry of a beta table from entry `offset`, then `final`.
 
     Entry i of a table of T betas stands at t = (i + 1)/T. The spacing of the DDIM paper's code; it
@@ -147,7 +149,9 @@ def leading(table_size: int, steps: int, *, offset: int = 0, final: Number = 0.0
     return _from_entries(entries, table_size, final)
 
 
-def linspace(table_size: int, steps: int, *, drop_last: bool = False, final: Number = 0.0) -> Times:
+def linspace(
+    table_size: Count, steps: Count, *, drop_last: bool = False, final: Number = 0.0
+) -> Times:
     """Entries of a beta table spread evenly with both ends, rounded, then `final`.
 
     `drop_last` spreads steps + 1 entries and leaves entry 0 out, as DPM-Solver implementations do.
@@ -157,18 +161,18 @@ def linspace(table_size: int, steps: int, *, drop_last: bool = False, final: Num
     return _from_entries(entries[:steps], table_size, final)
 
 
-def trailing(table_size: int, steps: int, *, final: Number = 0.0) -> Times:
+def trailing(table_size: Count, steps: Count, *, final: Number = 0.0) -> Times:
     """Entries of a beta table spread evenly from its noisiest, rounded, then `final`."""
     _check_steps(steps, table_size)
     entries = np.round(table_size - np.arange(steps) * (table_size / steps)) - 1.0
     return _from_entries(entries, table_size, final)
 
 
-def _from_entries(entries: np.ndarray, table_size: int, final: Number) -> np.ndarray:
+def _from_entries(entries: np.ndarray, table_size: Count, final: Number) -> np.ndarray:
     return check_times(np.append((entries + 1.0) / table_size, final))
 
 
-def given(times: Sequence[Number] | np.ndarray) -> Times:
+def given(times: GivenTimes) -> Times:
     """The caller's own times, checked: strictly decreasing within [0, 1]."""
     return check_times(times)
 

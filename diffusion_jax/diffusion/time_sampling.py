@@ -37,15 +37,20 @@ def log_normal(
     """(2): t of the shape of u, with log(sigma / alpha) normal; `mean` and `std` in nats.
 
     Not clipped to the sampling range: an EDM schedule answers with t > 1 beyond its sigma_max. A
-    table, which ends at t = 1, holds there.
+    table, which ends at t = 1, holds there. ValueError for a std that is not positive.
     """
+    _check_std(std)
     return jnp.asarray(schedule.t_from_logsnr(-2.0 * (mean + std * _normal_quantile(u))))
 
 
 def logit_normal(
     u: Real, schedule: Schedule, *, mean: Number = 0.0, std: Number = 1.0
 ) -> Float[Array, "*b"]:
-    """(3): t in (0, 1), of the shape of u, with log(t / (1 - t)) normal."""
+    """(3): t in (0, 1), of the shape of u, with log(t / (1 - t)) normal.
+
+    ValueError for a std that is not positive.
+    """
+    _check_std(std)
     return jax.nn.sigmoid(mean + std * _normal_quantile(u))
 
 
@@ -62,6 +67,11 @@ def stratified(u: Real, stratum: Real, batch_size: int) -> Float[Array, "*b"]:
     """
     cells = jnp.asarray(stratum + jnp.asarray(u) / batch_size)
     return jnp.minimum(cells, _largest_below_one(cells.dtype))
+
+
+def _check_std(std: Number) -> None:
+    if not std > 0.0:
+        raise ValueError(f"std={std}; expected a positive number")
 
 
 def _normal_quantile(u: Real) -> Array:

@@ -132,11 +132,6 @@ class Objective:
         return self.function(params, batch, key, context)
 
 
-def as_objective(objective: Objective | Callable[..., tuple[Any, Aux]]) -> Objective:
-    """Lifts a plain function `(params, batch, key, context) -> (loss, Aux)`."""
-    return objective if isinstance(objective, Objective) else Objective(function=objective)
-
-
 def network_params(params: PyTree) -> PyTree:
     """The parameters without those of the objective: what networks and samplers take."""
     if not isinstance(params, Mapping) or OBJECTIVE not in params:

@@ -67,13 +67,6 @@ def _check_entry(name: str, value: np.ndarray, share: int) -> None:
         )
 
 
-def start_read_back(tree: Any) -> None:
-    """Starts copying every leaf to the host without waiting; `to_host` later finds it there."""
-    for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.Array):
-            leaf.copy_to_host_async()
-
-
 def to_host(tree: Any) -> Any:
     """NumPy copies of replicated or locally held arrays, without talking to other processes.
 

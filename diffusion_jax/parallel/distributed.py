@@ -6,13 +6,15 @@ process, so a run behaves alike on one machine and on many.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from diffusion_jax.errors import ConfigError
@@ -64,7 +66,7 @@ def initialize(
     num_processes = _integer("num_processes", num_processes, NUM_PROCESSES)
     process_id = _integer("process_id", process_id, PROCESS_ID)
     cpu_devices = _integer("cpu_devices", cpu_devices, CPU_DEVICES)
-    _check_address(coordinator, num_processes, process_id)
+    _check_numbers(coordinator, num_processes, process_id, cpu_devices)
     timeouts = {
         "heartbeat_timeout_seconds": heartbeat_timeout,
         "initialization_timeout": initialization_timeout,
@@ -101,9 +103,14 @@ def _integer(field: str, value: int | None, variable: str) -> int | None:
         ) from None
 
 
-def _check_address(
-    coordinator: str | None, num_processes: int | None, process_id: int | None
+def _check_numbers(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    cpu_devices: int | None,
 ) -> None:
+    if cpu_devices is not None and cpu_devices < 1:
+        raise ConfigError(f"cpu_devices={cpu_devices} ({CPU_DEVICES}) must be at least 1")
     given = {
         f"coordinator ({COORDINATOR})": coordinator,
         f"num_processes ({NUM_PROCESSES})": num_processes,
@@ -197,3 +204,19 @@ def main_first(make: Callable[[], T]) -> T:
         return made
     multihost_utils.sync_global_devices("main_first")
     return make()
+
+
+def gather_json(value: Any) -> list[Any]:
+    """What each process gave, in the order of the processes. Every process must call it.
+
+    Args:
+      value: what `json` can write; may be of another length in each process.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(text.size)))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: text.size] = text
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]

@@ -111,26 +111,23 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def check_batch_size(
-    batch_size: int, accumulation: int = 1, mesh: Mesh | None = None, process_count: int = 1
-) -> None:
-    """Checks that every micro-batch divides over the mesh and the batch over the processes.
+def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+    """Checks that every micro-batch divides over the mesh, and so over the processes.
 
     Raises:
       ConfigError: naming the nearest batch sizes that do.
     """
-    shards = 1 if mesh is None else batch_shards(mesh)
+    shards = batch_shards(mesh)
     if accumulation < 1:
         raise ConfigError(f"accumulation={accumulation} must be at least 1")
-    multiple = math.lcm(accumulation * shards, process_count)
+    multiple = accumulation * shards
     if batch_size >= 1 and batch_size % multiple == 0:
         return
     below, above = batch_size // multiple * multiple, (batch_size // multiple + 1) * multiple
     choices = [str(size) for size in (below, max(above, multiple)) if size > 0]
     raise ConfigError(
-        f"batch_size={batch_size} does not divide by {multiple} (accumulation {accumulation}, "
-        f"{shards} batch shards of the mesh, {process_count} processes); "
-        f"nearest: {' or '.join(choices)}"
+        f"batch_size={batch_size} does not divide by {multiple} (accumulation {accumulation} x "
+        f"{shards} batch shards of the mesh); nearest: {' or '.join(choices)}"
     )
 
 

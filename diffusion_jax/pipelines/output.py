@@ -20,13 +20,13 @@ GRID_LIMIT = 400
 
 
 def prepare(out: str | Path) -> Path:
-    """Makes the folder before any time is spent on sampling.
+    """Makes the folder, ~ expanded, before any time is spent on sampling.
 
     Raises:
         ConfigError: it cannot be written.
     """
     check_local("out", out)
-    folder = Path(out)
+    folder = Path(out).expanduser()
     with _reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -122,11 +122,13 @@ class Loop:
             Aborted: more non-finite steps in a row than the limit.
         """
         start = int(state.step)
-        self._first = (start, position(state.examples))
+        self._first, self._logged = (start, position(state.examples)), start
         self._metrics = MetricBuffer(self.metric_names)
         self._metrics.consecutive_skips = int(state.opt_state["guard"]["consecutive"])
         self._clock = _Clock(start)
         self._profile = _Profile(self.options, start, self.workdir)
+        if passed := self._profile.passed(start):
+            self.progress.note(passed)
         try:
             for step in range(start + 1, self.options.steps + 1):
                 state = self._step(state, step)
@@ -160,6 +162,10 @@ class Loop:
         return state
 
     def _log(self, step: int) -> None:
+        """Writes the row of `step`, which a log line and a preemption may both ask for."""
+        if step == self._logged:
+            return
+        self._logged = step
         self._metrics.flush()
         self._check_skipped()
         scalars = {f"train/{k}": v for k, v in self._metrics.take().items()}
@@ -212,10 +218,19 @@ class _Profile:
 
     def __init__(self, options: LoopOptions, start: int, workdir: str) -> None:
         first = options.profile_at
-        end = first + options.profile_steps if first else 0
-        self._steps = range(max(first, start + 1), end)
+        self._window = range(first, first + options.profile_steps if first else 0)
+        self._steps = range(max(first, start + 1), self._window.stop)
         self._workdir = workdir
         self._running = False
+
+    def passed(self, start: int) -> str | None:
+        """A line where all of the window lies before a resumed run's first step."""
+        if not self._window or self._window[-1] > start:
+            return None
+        return (
+            f"config.logging.profile_at={self._window[0]}: steps {self._window[0]}.."
+            f"{self._window[-1]} lie before the resumed step {start}; no profile"
+        )
 
     def start_if_due(self, step: int) -> None:
         if self._steps and step == self._steps[0]:

@@ -11,7 +11,9 @@ import functools
 import json
 import os
 import queue
+import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 
 METRICS_FILE = "metrics.jsonl"
+EVENTS = "events.out.tfevents.*"
 CLOSE_TIMEOUT = 60.0
 """Seconds for the last events: a file system that hangs must not hold a run that leaves."""
 
@@ -33,7 +36,7 @@ class Writer:
         """Writes a picture, uint8 [H, W, 3]."""
 
     def hparams(self, values: Mapping[str, Any]) -> None:
-        """Writes the flat config, once a run."""
+        """Writes the flat config, where it was not written before."""
 
     def flush(self) -> None:
         """Brings everything to disk."""
@@ -75,23 +78,49 @@ def _json_number(value: float) -> float | str:
 
 
 def _cut_rows(path: Path, last_step: int) -> None:
-    """Keeps the whole rows up to `last_step`; a row torn by a kill is dropped."""
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            continue
+    """Keeps the whole rows up to `last_step`; a last one torn by a kill is dropped.
+
+    Other rows that cannot be read end no training: one line says which are dropped.
+    """
+    kept, damaged = [], []
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
+        step = _step_of(line)
+        if step is None and number < len(lines):
+            damaged.append(str(number))
+        elif step is not None and step <= last_step:
+            kept.append(line + b"\n")
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
+    temporary.write_bytes(b"".join(kept))
     temporary.replace(path)
+    if damaged:
+        print(
+            f"Warning: {path}: no rows of metrics in line {', '.join(damaged)}: dropped",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _step_of(line: bytes) -> int | None:
+    """None for what is no row of ours."""
+    try:
+        row = json.loads(line)
+    except ValueError:  # also of what is no UTF-8
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if isinstance(step, int) else None
 
 
 class TensorBoardWriter(Writer):
-    """TensorBoard events through clu, written by a thread that imports TensorFlow on its own."""
+    """TensorBoard events through clu, written by a thread that imports TensorFlow on its own.
 
-    def __init__(self, workdir: str | Path) -> None:
+    On a resume TensorBoard is told to forget the events past the restored step: they will be
+    written again. The flat config goes into a workdir once, since every copy is shown as a run.
+    """
+
+    def __init__(self, workdir: str | Path, start_step: int) -> None:
+        self._first = not any(Path(workdir).glob(EVENTS))
+        self._start_step = start_step
         self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue()
         self._thread = threading.Thread(
             target=self._run, args=(str(workdir),), name="tensorboard", daemon=True
@@ -109,7 +138,9 @@ class TensorBoardWriter(Writer):
         simple = {
             k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()
         }
-        self._queue.put(lambda writer: writer.write_hparams(simple))
+        if self._first:
+            self._queue.put(lambda writer: writer.write_hparams(simple))
+            self.flush()
 
     def flush(self) -> None:
         self._queue.put(lambda writer: writer.flush())
@@ -119,7 +150,8 @@ class TensorBoardWriter(Writer):
         self._thread.join(timeout=CLOSE_TIMEOUT)
 
     def _run(self, workdir: str) -> None:
-        writer = self._attempt(workdir, lambda: _summary_writer(workdir))
+        forget_after = None if self._first else self._start_step
+        writer = self._attempt(workdir, lambda: _summary_writer(workdir, forget_after))
         while (job := self._queue.get()) is not None:
             if writer is not None:
                 writer = self._attempt(workdir, functools.partial(_done, job, writer))
@@ -140,7 +172,7 @@ def _done(job: Callable[[Any], None], writer: Any) -> Any:
     return writer
 
 
-def _summary_writer(workdir: str) -> Any:
+def _summary_writer(workdir: str, forget_after: int | None) -> Any:
     """clu's SummaryWriter, or None without TensorFlow."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # TensorFlow only writes files here; its notice about oneDNN cannot be silenced otherwise.
@@ -154,7 +186,31 @@ def _summary_writer(workdir: str) -> Any:
     # JAX owns the accelerators.
     for kind in ("GPU", "TPU"):
         tf.config.set_visible_devices([], kind)
+    if forget_after is not None:
+        _forget(workdir, forget_after)
     return SummaryWriter(workdir)
+
+
+def _forget(workdir: str, step: int) -> None:
+    """Tells TensorBoard to purge the events past `step`; in a file of its own, since the writers of
+    TensorFlow 2 write no session log."""
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    messages: Any = event_pb2  # made at run time: unknown to type checkers
+    start = messages.SessionLog(status=messages.SessionLog.START)
+    # Files are read in the order of their names, which hold the second.
+    _await_next_second()
+    log = EventFileWriter(workdir)
+    # Twice, since the first one that TensorBoard meets in a folder is no restart to it.
+    for _ in range(2):
+        log.add_event(messages.Event(wall_time=time.time(), step=step + 1, session_log=start))
+    log.close()
+    _await_next_second()
+
+
+def _await_next_second() -> None:
+    time.sleep(1.001 - time.time() % 1.0)
 
 
 class MultiWriter(Writer):
@@ -192,5 +248,5 @@ def create(
         return Writer()
     writers: list[Writer] = [JsonlWriter(workdir, start_step)]
     if tensorboard:
-        writers.append(TensorBoardWriter(workdir))
+        writers.append(TensorBoardWriter(workdir, start_step))
     return MultiWriter(*writers)

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import logging
@@ -14,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffusion_jax.checkpoints import Checkpointer
+from diffusion_jax.checkpoints import Checkpointer, describe_mismatch
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.parallel.mesh import make_mesh
 from diffusion_jax.parallel.sharding import shardings_for, with_shardings
@@ -221,7 +222,7 @@ def test_other_architecture_names_the_arrays(tmp_path):
                 "c": jax.ShapeDtypeStruct((5,), jnp.int32),
             }
         }
-        assert checkpointer.describe_mismatch(other) == [
+        assert describe_mismatch(other, checkpointer.stored()) == [
             "params/a: stored float32(2, 3), expected float32(2, 4)",
             "params/c: not stored, expected int32(5,)",
             "params/b: stored float32(2,), not expected",
@@ -328,6 +329,76 @@ def test_damaged_metadata_is_named(tmp_path):
         checkpointer.read_metadata()
 
 
+@pytest.mark.parametrize("text", ["[3]", "7"])
+def test_metadata_that_is_no_object_is_named(tmp_path, text):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, small(1), {})
+    (tmp_path / "1" / "metadata" / "metadata").write_text(text)
+    with (
+        Checkpointer(tmp_path) as checkpointer,
+        pytest.raises(ConfigError, match=r"metadata '.*1/metadata/metadata' holds .*no JSON obj"),
+    ):
+        checkpointer.read_metadata()
+
+
+def test_a_flipped_letter_in_the_tree_is_reported_in_one_line(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, small(1), {})
+    tree = tmp_path / "1" / "state" / "_METADATA"
+    tree.write_bytes(tree.read_bytes().replace(b"skip_deserialize", b"skip_deserialixe", 1))
+    with (
+        Checkpointer(tmp_path) as checkpointer,
+        pytest.raises(ConfigError, match=r"/1' cannot be read: KeyError: 'skip_deserialize'; exp"),
+    ):
+        checkpointer.restore(SMALL)
+
+
+@pytest.fixture
+def without_rights(tmp_path):
+    """`with without_rights():` runs as nobody where the tests run as root, whom no mode binds."""
+    for folder in [tmp_path, *tmp_path.parents][:3]:
+        folder.chmod(0o755)
+
+    @contextlib.contextmanager
+    def drop():
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(user)
+
+    return drop
+
+
+@pytest.mark.parametrize("closed", ["2/state", "2/metadata", "2", "."])
+def test_a_step_that_may_not_be_read_is_neither_torn_nor_absent(tmp_path, without_rights, closed):
+    folder = tmp_path / "c"
+    with Checkpointer(folder) as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(step, small(step), {})
+    if os.geteuid() == 0:
+        for path in [folder, *folder.rglob("*")]:
+            os.chown(path, 65534, -1)
+    mode = (folder / closed).stat().st_mode
+    (folder / closed).chmod(0)
+    named = folder if closed == "." else folder / "2"
+    try:
+        for read_only in (False, True):
+            with (
+                without_rights(),
+                pytest.raises(ConfigError, match=rf"'{named}.*Permission denied") as error,
+            ):
+                Checkpointer(folder, read_only=read_only)
+            assert "\n" not in str(error.value)
+    finally:
+        (folder / closed).chmod(mode)
+    assert not (folder / "quarantine").exists()
+    with Checkpointer(folder, read_only=True) as checkpointer:
+        assert checkpointer.steps() == [1, 2]
+
+
 @pytest.mark.parametrize("part", ["arrays", "tree"])
 def test_damage_is_reported_in_one_line_with_the_earlier_steps(tmp_path, part):
     with Checkpointer(tmp_path) as checkpointer:
@@ -347,23 +418,17 @@ def test_damage_is_reported_in_one_line_with_the_earlier_steps(tmp_path, part):
         assert checkpointer.restore(wanted, 1)[0]["step"] == 1
 
 
-def test_a_directory_that_cannot_be_written_is_named(tmp_path):
+def test_a_directory_that_cannot_be_written_is_named(tmp_path, without_rights):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"'.*/file/c' cannot be written: Not a directory"):
         Checkpointer(tmp_path / "file" / "c")
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
-    user = os.geteuid()
-    tmp_path.parent.parent.chmod(0o755)
-    tmp_path.parent.chmod(0o755)
-    tmp_path.chmod(0o755)
-    if user == 0:
-        os.seteuid(65534)  # root may write everywhere
-    try:
-        with pytest.raises(ConfigError, match=r"'.*/closed' cannot be written: Permission denied"):
-            Checkpointer(closed)
-    finally:
-        os.seteuid(user)
+    with (
+        without_rights(),
+        pytest.raises(ConfigError, match=r"'.*/closed' cannot be written: Permission denied"),
+    ):
+        Checkpointer(closed)
 
 
 def test_metadata_is_plain_json_on_disk(tmp_path):

@@ -33,6 +33,16 @@ def test_published_constants() -> None:
 
 
 @pytest.mark.parametrize("name", TABLES)
+def test_betas_may_be_a_list(name: str) -> None:
+    betas = TABLES[name]
+    np.testing.assert_array_equal(
+        schedules.table(betas.tolist()).alphas, schedules.table(betas).alphas
+    )
+    scaled = schedules.zero_terminal_snr(betas.tolist())
+    np.testing.assert_array_equal(scaled, schedules.zero_terminal_snr(betas))
+
+
+@pytest.mark.parametrize("name", TABLES)
 def test_nodes_are_the_table(name: str) -> None:
     betas = TABLES[name]
     schedule, steps = schedules.table(betas), len(betas)

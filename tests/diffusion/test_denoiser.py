@@ -47,10 +47,33 @@ def test_a_function_is_lifted(t: Any, shape: tuple[int, ...]) -> None:
 def test_denoised_and_denoisers_pass_through() -> None:
     schedule = schedules.cosine()
     own = as_denoiser(lambda x, t: Denoised(x, 7.0 * x, 0.5 * x), schedule)
-    denoised = own(np.ones((2, 3)), 0.5)
-    np.testing.assert_array_equal(denoised.eps, 7.0)
-    np.testing.assert_array_equal(denoised.variance_fraction, 0.5)
-    assert as_denoiser(own, schedule) is own
+    for denoise in (own, as_denoiser(own, schedule)):
+        denoised = denoise(np.ones((2, 3)), 0.5)
+        np.testing.assert_array_equal(denoised.eps, 7.0)
+        np.testing.assert_array_equal(denoised.variance_fraction, 0.5)
+    carrying = Denoiser(lambda x, t, carry: (Denoised(x), carry), init=lambda x: 3.0)
+    assert as_denoiser(carrying, schedule).init(np.ones(2)) == 3.0
+
+
+def test_eps_that_is_not_given_makes_up_the_state() -> None:
+    schedule, x = schedules.cosine(), np.linspace(-1.0, 1.0, 6).reshape(2, 3)
+    silent = Denoiser(lambda x, t, carry: (Denoised(0.3 * x), carry))
+    for denoise in (silent, lambda x, t: 0.3 * x, lambda x, t: Denoised(0.3 * x)):
+        x0, eps, _ = as_denoiser(denoise, schedule)(x, 0.4)
+        again = np.cos(0.2 * np.pi) * x0 + np.sin(0.2 * np.pi) * eps
+        np.testing.assert_allclose(again, x, rtol=1e-12)
+        assert as_denoiser(denoise)(x, 0.4).eps is None
+
+
+@pytest.mark.parametrize("library", [np, jnp])
+@pytest.mark.parametrize("x0", [0.7, np.arange(3), np.full((2, 1), 0.7), True])
+def test_x0_and_eps_come_in_the_shape_and_type_of_the_state(library: Any, x0: Any) -> None:
+    x = library.ones((2, 3), np.float32)
+    for output in (x0, Denoised(x0, x0)):
+        denoised = as_denoiser(lambda x, t, output=output: output, schedules.cosine())(x, 0.4)
+        for value in denoised[:2]:
+            assert (value.shape, value.dtype, type(value)) == (x.shape, x.dtype, type(x))
+        np.testing.assert_allclose(denoised.x0, np.broadcast_to(x0, (2, 3)), rtol=1e-6)
 
 
 def test_carry_goes_from_step_to_step_and_calls_start_afresh() -> None:

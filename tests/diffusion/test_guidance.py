@@ -180,10 +180,25 @@ def test_carries_and_the_conditional_variance_are_kept() -> None:
     assert carry == (14.0, 22.0)
 
 
+def test_pairs_without_eps_give_none_and_mixed_ones_are_refused() -> None:
+    with_eps, x = _gaussian(1.0, 0.5), jnp.ones((2, 3))
+    without = Denoiser(lambda x, t, carry: (Denoised(0.5 * x), carry))
+    guided = classifier_free(without, without, 3.0, interval=[0.1, 0.9])
+    x0, eps, _ = jax.jit(guided.__call__)(x, 0.5)
+    np.testing.assert_allclose(x0, 0.5 * x)
+    assert eps is None
+    for pair in ((with_eps, without), (without, with_eps)):
+        with pytest.raises(ValueError, match=r"both or neither.*as_denoiser\(denoise, schedule\)$"):
+            classifier_free(*pair, 3.0)(x, 0.5)
+        lifted = (as_denoiser(one, SCHEDULE) for one in pair)
+        assert classifier_free(*lifted, 3.0)(x, 0.5).eps.shape == (2, 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"interval": (0.6, 0.3)}, "interval="),
+        ({"interval": [0.6]}, r"interval=\[0.6\] must be two times"),
         ({"interval": (-0.1, 0.3)}, "interval="),
         ({"rescale": 1.5}, "rescale=1.5"),
     ],

@@ -229,6 +229,48 @@ def test_gradient_of_the_gaussian_kl_survives_the_last_step():
     assert np.isfinite(jax.grad(loss)(jnp.full((2, 3), 0.3))).all()
 
 
+@pytest.mark.parametrize("library", [np, jnp])
+@pytest.mark.parametrize("dtype", [np.int32, bool])
+@pytest.mark.parametrize("process", PROCESSES)
+def test_whole_numbers_and_bits_are_computed_as_real_ones(process, dtype, library):
+    bits, chances = RNG.integers(0, 2, (2, 2, 3)), RNG.uniform(size=(2, 3))
+    t, s = np.array([0.7, 0.4]), np.array([0.5, 0.0])
+
+    def results(dtype):
+        x0, x_t = (library.asarray(b, dtype) for b in bits)
+        other = library.asarray(chances, np.float32)
+        yield process.forward(x0, t, other)
+        yield process.posterior(x_t, other, t, s).mean
+        yield process.posterior(x_t, x0, t, s).mean
+        yield process.kl(x0, x_t, other, t, s)
+        yield process.prior_kl(x0)
+        if isinstance(process, Binomial):
+            yield process.marginal(x0, t).mean
+
+    for actual, expected in zip(results(dtype), results(np.float32), strict=True):
+        assert library.issubdtype(actual.dtype, np.floating)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_of_the_host_widen_nothing():
+    x, key = jnp.ones((2, 3), jnp.float32), jax.random.key(0)
+    with jax.enable_x64(True):
+        for process in PROCESSES:
+            model = process.posterior(x, 0.5 * x, 0.5, np.float64(0.3))
+            for value in (
+                process.forward(x, np.float64(0.5), x),
+                process.kl(x, x, 0.5 * x, 0.5, 0.3),
+                process.kl(x, x, 0.5 * x, 0.5, 0.0),
+                process.prior_kl(x),
+                model.mean,
+                model.log_prob(x),
+            ):
+                assert value.dtype == jnp.float32
+        normal = Normal(x, schedules.cosine().sigma(0.5))
+        for value in (normal.log_prob(x), normal.transform(x), normal.sample(key)):
+            assert value.dtype == jnp.float32
+
+
 def test_unknown_variance_is_named():
     with pytest.raises(ValueError, match="variance='medium' is unknown"):
         Gaussian(schedules.cosine(), "medium")

@@ -54,6 +54,15 @@ def _difference_quotient(function: Any, t: np.ndarray, step: float) -> np.ndarra
 
 
 @every_schedule
+def test_whole_numbers_are_times_too(name: str) -> None:
+    function = SCHEDULES[name].alpha
+    for ends in (np.array([0, 1]), np.array([0, 1], np.uint8)):
+        np.testing.assert_array_equal(function(ends), function(np.array([0.0, 1.0])))
+    np.testing.assert_array_equal(function(np.int64(1)), function(1.0))
+    np.testing.assert_array_equal(function(jnp.array([0, 1])), function(jnp.array([0.0, 1.0])))
+
+
+@every_schedule
 def test_ends_are_exact(name: str) -> None:
     schedule = SCHEDULES[name]
     assert schedule.alpha(0.0) == 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -73,6 +74,18 @@ def test_table_spacings_are_those_of_published_samplers():
     assert entries(dropped) == [999, 874, 749, 624, 500, 375, 250, 125]
     full = time_grids.linspace(1000, 1000)
     np.testing.assert_allclose(full, time_grids.uniform(1000), atol=1e-15)
+
+
+def test_numbers_of_any_library():
+    five, np_five = time_grids.uniform(5), time_grids.uniform(np.int64(5), np.float32(1.0), 0)
+    np.testing.assert_array_equal(five, np_five)
+    for times in (jnp.asarray(five), [np.float32(t) for t in five], five.astype(np.float32)):
+        given = time_grids.given(times)
+        assert given.dtype == np.float64
+        np.testing.assert_allclose(given, five, rtol=1e-6)
+    np.testing.assert_array_equal(
+        time_grids.trailing(np.int64(1000), np.int32(8)), time_grids.trailing(1000, 8)
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +49,13 @@ def test_a_table_holds_at_its_end() -> None:
 def test_logit_normal_times() -> None:
     t = logit_normal(jnp.asarray(U, jnp.float32), schedules.rectified_flow(), mean=0.5, std=1.3)
     assert stats.kstest(stats.logistic.ppf(np.asarray(t)), stats.norm(0.5, 1.3).cdf)[0] < 1e-3
+
+
+@pytest.mark.parametrize("sampling", [log_normal, logit_normal])
+@pytest.mark.parametrize("std", [0.0, -1.0, float("nan")])
+def test_a_std_that_is_not_positive_is_refused(sampling: Any, std: float) -> None:
+    with pytest.raises(ValueError, match=f"^std={std}; expected a positive number$"):
+        sampling(jnp.array([0.2]), schedules.edm(), std=std)
 
 
 def test_uniform_times_are_the_numbers() -> None:

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.parallel.arrays import gather, global_batch, start_read_back, to_host
+from diffusion_jax.parallel.arrays import gather, global_batch, to_host
 from diffusion_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 
 
@@ -51,7 +51,6 @@ def test_read_back_gives_numpy_of_every_placement():
         "plain": jnp.float32(3.0),
         "host": 4,
     }
-    start_read_back(tree)
     for read in (to_host(tree), gather(tree)):
         assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(read))
         np.testing.assert_array_equal(read["sharded"], value)

@@ -109,6 +109,11 @@ time.sleep(10)
             "os.environ['DIFFUSION_JAX_CPU_DEVICES'] = 'x'; distributed.initialize()",
             "DIFFUSION_JAX_CPU_DEVICES='x' (cpu_devices) is no whole number",
         ),
+        (
+            "os.environ['DIFFUSION_JAX_CPU_DEVICES'] = '0'; distributed.initialize()",
+            "cpu_devices=0 (DIFFUSION_JAX_CPU_DEVICES) must be at least 1",
+        ),
+        ("distributed.initialize(cpu_devices=-2)", "cpu_devices=-2 "),
     ],
 )
 def test_mistakes_end_in_one_line(body, words):
@@ -143,6 +148,8 @@ from jax.experimental import multihost_utils
 def make():
     time.sleep(0.0 if me else 0.3)
     return int(time.monotonic() * 1e3) % 10**9
+values = [{"a": None}, {"b": ["long" * 50, 2**40, "\\u00e9"]}]
+assert distributed.gather_json(values[me]) == values
 times = multihost_utils.process_allgather(np.int32(distributed.main_first(make)))
 assert times[0] <= times[1], times
 batch = arrays.global_batch({"x": rows.astype(np.float32), "id": rows}, both)

@@ -62,26 +62,20 @@ def test_batch_is_cut_over_data_and_fsdp_and_repeated_over_the_rest():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "accumulation", "processes", "nearest"),
-    [
-        (12, 1, 1, "8 or 16"),
-        (5, 1, 1, "8"),
-        (0, 1, 1, "8"),
-        (24, 2, 1, "16 or 32"),
-        (8, 1, 3, "24"),
-    ],
+    ("batch_size", "accumulation", "nearest"),
+    [(12, 1, "8 or 16"), (5, 1, "8"), (0, 1, "8"), (24, 2, "16 or 32")],
 )
-def test_batch_size_names_the_nearest_sizes(batch_size, accumulation, processes, nearest):
+def test_batch_size_names_the_nearest_sizes(batch_size, accumulation, nearest):
     mesh = meshes.make_mesh()
     with pytest.raises(ConfigError, match=f"batch_size={batch_size} .*nearest: {nearest}$"):
-        meshes.check_batch_size(batch_size, accumulation, mesh, processes)
+        meshes.check_batch_size(batch_size, accumulation, mesh)
     for size in nearest.split(" or "):
-        meshes.check_batch_size(int(size), accumulation, mesh, processes)
+        meshes.check_batch_size(int(size), accumulation, mesh)
 
 
 def test_accumulation_must_be_positive():
     with pytest.raises(ConfigError, match="accumulation=0"):
-        meshes.check_batch_size(8, 0)
+        meshes.check_batch_size(8, 0, meshes.make_mesh())
 
 
 def test_one_process_supplies_every_row():

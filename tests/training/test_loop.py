@@ -160,6 +160,15 @@ def test_preemption_saves_and_leaves():
     assert bench.saved == [(3, 3, 12), (5, 5, 20)]
 
 
+def test_preemption_at_a_logged_step_writes_no_second_row():
+    bench = Bench(stop_at=4, log_every=4, save_every=100)
+    with pytest.raises(Preempted, match="saved step 4"):
+        bench.run()
+    assert [step for step, _ in bench.writer.rows] == [4]
+    assert bench.writer.rows[0][1]["train/images_per_second"] > 0
+    assert bench.saved == [(4, 4, 16)]
+
+
 def test_all_that_is_known_is_written_before_a_save():
     """What lies between a log line and a checkpoint would be lost to a run that starts from it."""
     bench = Bench(stop_at=5, save_every=3)
@@ -198,6 +207,8 @@ def test_a_profile_covers_what_is_left_of_its_window(monkeypatch, at, start, exp
     bench.state = dataclasses.replace(bench.state, step=bench.state.step + start)
     bench.run()
     assert ", ".join(events) == expected
+    passed = "config.logging.profile_at=4: steps 4..6 lie before the resumed step 6; no profile"
+    assert (passed in bench.stream.getvalue()) == (start == 6)
 
 
 def test_a_skipped_step_is_named_and_the_run_goes_on():

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from diffusion_jax.diffusion.broadcasting import expand, namespace
-from diffusion_jax.diffusion.processes.protocol import Bernoulli, Elements, Time
+from diffusion_jax.diffusion.broadcasting import Elements, expand, namespace
+from diffusion_jax.diffusion.processes.protocol import Bernoulli, Time
 
 
 def linear_keep(t: Time) -> Time:
@@ -71,8 +71,8 @@ class Binomial:
 
     def prior_kl(self, x0: Elements) -> Elements:
         """Nats per element: 0 where keep(1) = 0."""
-        xp = namespace(x0)
-        return _bernoulli_kl(xp, self.marginal(x0, 1.0).mean, xp.full_like(x0, 0.5))
+        xp, end = namespace(x0), self.marginal(x0, 1.0).mean
+        return _bernoulli_kl(xp, end, xp.full_like(end, 0.5))
 
     def marginal(self, x0: Elements, t: Time) -> Bernoulli:
         """q(x_t | x0); x0 may also hold probabilities."""

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.diffusion.broadcasting import expand, namespace
-from diffusion_jax.diffusion.processes.protocol import Elements, Normal, Time
+from diffusion_jax.diffusion.broadcasting import Elements, expand, namespace
+from diffusion_jax.diffusion.processes.protocol import Normal, Time
 from diffusion_jax.diffusion.schedule_base import Schedule
 
 
@@ -89,8 +89,9 @@ class Gaussian:
         """Nats per element: KL(N(alpha(1) x0, sigma(1)^2) || prior)."""
         prior_variance = self._prior_std() ** 2
         ratio = self.schedule.sigma(1.0) ** 2 / prior_variance
-        squared = self.schedule.alpha(1.0) ** 2 * x0**2 / prior_variance
-        return 0.5 * (squared + ratio - 1.0 - namespace(ratio).log(ratio))
+        width = ratio - 1.0 - namespace(ratio).log(ratio)
+        of_squared = self.schedule.alpha(1.0) ** 2 / prior_variance
+        return 0.5 * (expand(of_squared, x0) * x0**2 + expand(width, x0))
 
     def _prior_std(self) -> Any:
         return (self.schedule.alpha(1.0) ** 2 + self.schedule.sigma(1.0) ** 2) ** 0.5

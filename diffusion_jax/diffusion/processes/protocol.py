@@ -2,22 +2,21 @@
 
 A process runs from data at t=0 to its prior at t=1. Objectives, bounds and ancestral sampling know
 only this protocol. Times t and s <= t are scalars or [batch]; x0_hat is E[x0 | x_t], which for
-bits is a probability. NumPy float64 arrays in give NumPy float64 out, except where a key is used.
+bits is a probability. NumPy float64 arrays in give NumPy float64 out, except where a key is used;
+bits may also be given as integers or booleans.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from diffusion_jax.diffusion.broadcasting import namespace
+from diffusion_jax.diffusion.broadcasting import Elements, namespace
 from diffusion_jax.diffusion.schedule_base import Values as Time
-
-Elements = Float[Array, "..."] | Float[np.ndarray, "..."]
 
 
 @runtime_checkable
@@ -51,14 +50,21 @@ class Normal(NamedTuple):
     def sample(self, key: Array) -> Array:
         mean = jnp.asarray(self.mean)
         shape = jnp.broadcast_shapes(mean.shape, jnp.shape(self.std))
-        return mean + self.std * jax.random.normal(key, shape, mean.dtype)
+        return jnp.asarray(self.transform(jax.random.normal(key, shape, mean.dtype)))
 
     def transform(self, noise: Elements) -> Elements:
-        return self.mean + self.std * noise
+        return self.mean + self._width * noise
 
     def log_prob(self, x: Elements) -> Elements:
-        xp = namespace(self.mean, self.std, x)
-        return -0.5 * ((x - self.mean) / self.std) ** 2 - xp.log(self.std * np.sqrt(2.0 * np.pi))
+        xp, std = namespace(self.mean, self.std, x), self._width
+        return -0.5 * ((x - self.mean) / std) ** 2 - xp.log(std * math.sqrt(2.0 * math.pi))
+
+    @property
+    def _width(self) -> Any:
+        """`std` in the type of a JAX `mean`, which numbers of the host must not widen."""
+        if isinstance(self.mean, jax.Array):
+            return jnp.asarray(self.std, self.mean.dtype)
+        return self.std
 
 
 class Bernoulli(NamedTuple):

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxtyping import Array
 
+from diffusion_jax.diffusion.denoiser import as_denoiser
 from diffusion_jax.diffusion.processes.protocol import Process
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.stepping import Denoise, Noise, Result, Start
@@ -31,8 +32,8 @@ def ancestral(
     Raises ValueError for bad times, or without key and noise.
     """
     x = stepping.start(x)
-    denoiser = stepping.x0_denoiser(denoise)
-    times = check_times(times)
+    denoiser, times = as_denoiser(denoise), check_times(times)
+    denoiser.check_start(times[0])
     draws = stepping.draws("ancestral", x, len(times) - 1, key, noise)
 
     def update(x: Array, carry: Any, row: Any) -> Any:
@@ -42,4 +43,4 @@ def ancestral(
         return step.transform(draws.draw(drawn, x.shape, x.dtype, process.noise)), carry
 
     rows = (stepping.cast(x, times[:-1], times[1:]), draws.rows(len(times) - 1))
-    return stepping.scan_steps(update, x, denoiser.init(x), rows, trajectory)
+    return stepping.scan_steps(update, x, denoiser.init, rows, trajectory)

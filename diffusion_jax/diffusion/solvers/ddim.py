@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxtyping import Array
 
+from diffusion_jax.diffusion.broadcasting import Number
 from diffusion_jax.diffusion.denoiser import as_denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
@@ -21,7 +22,7 @@ def ddim(
     key: Array | None = None,
     noise: Noise | None = None,
     trajectory: bool = False,
-    eta: float | int = 0.0,
+    eta: Number = 0.0,
 ) -> Result:
     """x_s = alpha_s x0 + sigma_s sqrt(1 - eta^2 (1 - e^-2h)) eps + eta sigma_s sqrt(1 - e^-2h) z.
 
@@ -33,9 +34,10 @@ def ddim(
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta={eta}; expected a number from 0 (deterministic) to 1 (DDPM)")
+    eta = float(eta)
     x = stepping.start(x)
     denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(schedule, times)
+    steps = stepping.steps_of(denoiser, schedule, times)
     xp = steps.xp
     # Written without the cancellation in 1 - eta^2 (1 - e^-2h). For eta=1 the root is e^-h itself,
     # and has a derivative also where that is 0.
@@ -58,4 +60,4 @@ def ddim(
 
     coefficients = stepping.cast(x, steps.t, steps.alpha_s, to_eps, std)
     rows = (coefficients, None if draws is None else draws.rows(len(steps.t)))
-    return stepping.scan_steps(update, x, denoiser.init(x), rows, trajectory)
+    return stepping.scan_steps(update, x, denoiser.init, rows, trajectory)

@@ -40,7 +40,7 @@ def ddpm(
         raise ValueError(f"variance={variance!r} is unknown; known: {', '.join(VARIANCES)}")
     x = stepping.start(x)
     denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(schedule, times)
+    steps = stepping.steps_of(denoiser, schedule, times)
     xp = steps.xp
     noisy = steps.sigma_s > 0.0
     level = steps.sigma_s if variance == "small" else steps.sigma_t
@@ -62,4 +62,4 @@ def ddpm(
         x, steps.t, steps.decay * steps.sigma_ratio, steps.alpha_s * steps.fresh, std, log_ratio
     )
     rows = (coefficients, draws.rows(len(steps.t)))
-    return stepping.scan_steps(update, x, denoiser.init(x), rows, trajectory)
+    return stepping.scan_steps(update, x, denoiser.init, rows, trajectory)

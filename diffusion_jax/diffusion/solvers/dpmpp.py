@@ -10,12 +10,13 @@ h being the rise of log(alpha/sigma). Start-up rule: the first step, steps whose
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.diffusion.denoiser import as_denoiser
+from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.stepping import Denoise, Noise, Result, Start, Steps
@@ -41,20 +42,18 @@ def dpmpp_2m(
     del key, noise
     x = stepping.start(x)
     denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(schedule, times)
+    steps = stepping.steps_of(denoiser, schedule, times)
 
     def update(x: Array, history: Any, row: Any) -> Any:
         t, to_x, to_x0, extrapolation = row
         carry, previous = history
         denoised, carry = denoiser.step(x, t, carry)
-        x0 = denoised.x0.astype(x.dtype)
-        target = x0 + extrapolation * (x0 - previous)
-        return to_x * x + to_x0 * target, (carry, x0)
+        target = denoised.x0 + extrapolation * (denoised.x0 - previous)
+        return to_x * x + to_x0 * target, (carry, denoised.x0)
 
     to_x0 = steps.alpha_s * (1.0 - steps.decay)
     rows = stepping.cast(x, steps.t, steps.sigma_ratio, to_x0, _extrapolation(steps))
-    history = (denoiser.init(x), jnp.zeros(x.shape, stepping.compute_dtype(x)))
-    return stepping.scan_steps(update, x, history, rows, trajectory)
+    return stepping.scan_steps(update, x, _no_history(denoiser), rows, trajectory)
 
 
 def dpmpp_sde(
@@ -81,7 +80,7 @@ def dpmpp_sde(
         raise ValueError(f"order={order}; expected 1 or 2")
     x = stepping.start(x)
     denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(schedule, times)
+    steps = stepping.steps_of(denoiser, schedule, times)
     std = steps.sigma_s * steps.xp.sqrt(steps.fresh)
     extrapolation = _extrapolation(steps) * (order - 1)
     draws = stepping.draws("dpmpp_sde", x, len(steps.t), key, noise, std > 0.0)
@@ -90,10 +89,9 @@ def dpmpp_sde(
         (t, to_x, to_x0, std, extrapolation), drawn = row
         carry, previous = history
         denoised, carry = denoiser.step(x, t, carry)
-        x0 = denoised.x0.astype(x.dtype)
-        target = x0 + extrapolation * (x0 - previous)
+        target = denoised.x0 + extrapolation * (denoised.x0 - previous)
         z = draws.draw(drawn, x.shape, x.dtype)
-        return to_x * x + to_x0 * target + std * z, (carry, x0)
+        return to_x * x + to_x0 * target + std * z, (carry, denoised.x0)
 
     coefficients = stepping.cast(
         x,
@@ -103,9 +101,13 @@ def dpmpp_sde(
         std,
         extrapolation,
     )
-    history = (denoiser.init(x), jnp.zeros(x.shape, stepping.compute_dtype(x)))
     rows = (coefficients, draws.rows(len(steps.t)))
-    return stepping.scan_steps(update, x, history, rows, trajectory)
+    return stepping.scan_steps(update, x, _no_history(denoiser), rows, trajectory)
+
+
+def _no_history(denoiser: Denoiser) -> Callable[[Array], Any]:
+    """x -> the denoiser's carry, and a previous x0 that the first step multiplies by 0."""
+    return lambda x: (denoiser.init(x), jnp.zeros_like(x))
 
 
 def _extrapolation(steps: Steps) -> Any:

@@ -12,8 +12,9 @@ from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.stepping import Denoise, Noise, Result, Start, Steps
 
-# Below this alpha/sigma the coordinate sigma/alpha is useless in float32, and alpha counts as 0.
-SMALLEST_SNR_AMPLITUDE = 1e-6
+# From a smaller alpha/sigma the first step would span nearly all of sigma/alpha, and the mean of
+# the slopes at its ends be that of none between. EDM starts at 1/80, Stable Diffusion at 1/14.6.
+LEAST_SNR_AMPLITUDE = 1e-3
 
 
 def euler(
@@ -38,7 +39,7 @@ def euler(
     del key, noise
     x = stepping.start(x)
     denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(schedule, times)
+    steps = stepping.steps_of(denoiser, schedule, times)
 
     def update(x: Array, carry: Any, row: Any) -> Any:
         t, to_x, to_x0 = row
@@ -46,7 +47,7 @@ def euler(
         return to_x * x + to_x0 * denoised.x0, carry
 
     rows = stepping.cast(x, steps.t, *_euler_coefficients(steps))
-    return stepping.scan_steps(update, x, denoiser.init(x), rows, trajectory)
+    return stepping.scan_steps(update, x, denoiser.init, rows, trajectory)
 
 
 def heun(
@@ -61,17 +62,18 @@ def heun(
 ) -> Result:
     """Heun's method: an Euler step to s, then the mean of the slopes at both ends.
 
-    Integrates y = x/alpha over u = sigma/alpha, and on a step from alpha_t = 0 (below 1e-6 sigma_t)
-    y = x/(alpha+sigma) over u = sigma/(alpha+sigma). A step to sigma_s = 0 stays an Euler step.
-    Slopes are (x - alpha x0)/sigma from x0 of the denoiser. Second order; two evaluations a step;
-    deterministic, key and noise unused.
+    Integrates y = x/alpha over u = sigma/alpha. Where times[0] has alpha = 0, or below 1e-3 sigma,
+    all steps integrate y = x/(alpha+sigma) over u = sigma/(alpha+sigma) instead: for a rectified
+    flow, x over sigma with the velocity as slope. A step to sigma_s = 0 stays an Euler step. Slopes
+    are those of x0 of the denoiser. Second order; two evaluations a step; deterministic, key and
+    noise unused.
 
     Raises ValueError for bad times.
     """
     del key, noise
     x = stepping.start(x)
     denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(schedule, times)
+    steps = stepping.steps_of(denoiser, schedule, times)
 
     def update(x: Array, carry: Any, row: Any) -> Any:
         (t, s, to_x, to_x0, to_change), corrected = row
@@ -86,7 +88,7 @@ def heun(
 
     corrected = steps.sigma_s > 0.0
     rows = stepping.cast(x, steps.t, steps.s, *_euler_coefficients(steps), _heun_coefficient(steps))
-    return stepping.scan_steps(update, x, denoiser.init(x), (rows, corrected), trajectory)
+    return stepping.scan_steps(update, x, denoiser.init, (rows, corrected), trajectory)
 
 
 def _euler_coefficients(steps: Steps) -> tuple[Any, Any]:
@@ -96,15 +98,15 @@ def _euler_coefficients(steps: Steps) -> tuple[Any, Any]:
 def _heun_coefficient(steps: Steps) -> Any:
     """What multiplies x0(x_s, s) - x0(x_t, t), the change of the prediction over the step.
 
-    Both slopes share the Euler step, so that half their difference times the step in u is
-    alpha_s (e^h - 1)/2 of that change over sigma/alpha, and over sigma/(alpha+sigma)
-    alpha_s (1 - e^-h) (sigma_t/sigma_s) (alpha_s + sigma_s)/(alpha_t + sigma_t)/2 of it.
+    In coordinates x/c over sigma/c, with c either alpha or alpha + sigma, x0 enters the slope with
+    the factor -c/sigma. Both slopes share the Euler step, so that half their difference times the
+    step in sigma/c, in units of x, is c_s (c_s sigma_t / (c_t sigma_s) - 1)/2 of that change.
     """
     xp = steps.xp
+    flow = steps.alpha_t[0] < LEAST_SNR_AMPLITUDE * steps.sigma_t[0]
+    c_t = steps.alpha_t + xp.where(flow, steps.sigma_t, 0.0)
+    c_s = steps.alpha_s + xp.where(flow, steps.sigma_s, 0.0)
     ended = steps.sigma_s <= 0.0
-    noise_only = steps.alpha_t < SMALLEST_SNR_AMPLITUDE * steps.sigma_t
-    growth = 1.0 / xp.where(ended | noise_only, 1.0, steps.decay) - 1.0
     sigma_s = xp.where(ended, 1.0, steps.sigma_s)
-    sums = (steps.alpha_s + sigma_s) / (steps.alpha_t + steps.sigma_t)
-    flow = (1.0 - steps.decay) * (steps.sigma_t / sigma_s) * sums
-    return xp.where(ended, 0.0, 0.5 * steps.alpha_s * xp.where(noise_only, flow, growth))
+    growth = c_s * steps.sigma_t / (c_t * sigma_s) - 1.0
+    return xp.where(ended, 0.0, 0.5 * c_s * growth)

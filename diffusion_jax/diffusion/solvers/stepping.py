@@ -21,7 +21,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
+from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.time_grids import check_times
 
@@ -71,10 +71,11 @@ class Steps(NamedTuple):
         return xp.where(decay > 0.0, -xp.log(xp.where(decay > 0.0, decay, 1.0)), xp.inf)
 
 
-def steps_of(schedule: Schedule, times: Any) -> Steps:
-    """Checks `times` and evaluates the schedule there once."""
+def steps_of(denoiser: Denoiser, schedule: Schedule, times: Any) -> Steps:
+    """Checks `times`, and that the denoiser can start there; evaluates the schedule there once."""
     if not isinstance(times, Tracer):
         times = check_times(times)
+        denoiser.check_start(times[0])
     alpha: Any = schedule.alpha(times)
     sigma: Any = schedule.sigma(times)
     if isinstance(alpha, jax.Array) or isinstance(sigma, jax.Array):
@@ -98,18 +99,6 @@ def start(x: Start) -> State:
 def compute_dtype(x: State) -> Any:
     """The type of the coefficients and of a step's arithmetic: float32 at least."""
     return jnp.promote_types(x.dtype, jnp.float32)
-
-
-def x0_denoiser(denoise: Denoise) -> Denoiser:
-    """Lifts a function (x, t) -> x0 where only x0 is asked for, and no schedule is there."""
-    if isinstance(denoise, Denoiser):
-        return denoise
-
-    def step(x: Any, t: Any, carry: Any) -> tuple[Denoised, Any]:
-        output = denoise(x, t)
-        return output if isinstance(output, Denoised) else Denoised(output, None), carry
-
-    return Denoiser(step)
 
 
 class Draws(NamedTuple):
@@ -171,20 +160,23 @@ def example_keys(key: Array, batch: int) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
 
 
-def scan_steps(update: Callable, x: State, history: Any, rows: Any, trajectory: bool) -> Result:
+def scan_steps(
+    update: Callable, x: State, init: Callable[[State], Any], rows: Any, trajectory: bool
+) -> Result:
     """Runs update(x, history, row) -> (x, history) over the rows; the final x, or (x, states).
 
-    `x` is computed with in `compute_dtype` and returned, like `states` [steps + 1, ...], in its
-    own type.
+    The first history is init(x). Both see `x` in `compute_dtype`; it is returned, like `states`
+    [steps + 1, ...], in its own type.
     """
     dtype = x.dtype
+    first = x.astype(compute_dtype(x))
 
     def body(carry: Any, row: Any) -> Any:
         state, history = update(carry[0], carry[1], row)
         state = state.astype(carry[0].dtype)
         return (state, history), (state.astype(dtype) if trajectory else None)
 
-    (final, _), states = jax.lax.scan(body, (x.astype(compute_dtype(x)), history), rows)
+    (final, _), states = jax.lax.scan(body, (first, init(first)), rows)
     final = final.astype(dtype)
     if not trajectory:
         return final
