@@ -18,6 +18,7 @@ from diffusion_jax.checkpoints import Checkpointer
 from diffusion_jax.config import Config
 from diffusion_jax.errors import named
 from diffusion_jax.lock import Lock, release_on_error
+from diffusion_jax.objectives.base import network_params
 from diffusion_jax.parallel.arrays import global_batch
 from diffusion_jax.parallel.distributed import main_first, reached_preemption
 from diffusion_jax.parallel.flops import count_flops, peak_flops
@@ -95,7 +96,9 @@ class Run:
         model = builders.model(config, train_data.spec)
         compiled = builders.compiled(config, model, mesh)
         with named("config.sampling."):
-            builders.pipeline(config, model, compiled.abstract_state.params, mesh).trace()
+            builders.pipeline(
+                config, model, network_params(compiled.abstract_state.params), mesh
+            ).trace()
         checkpoints = Checkpointer(
             folder / workdir.CHECKPOINTS,
             keep_last=config.checkpoint.keep_last,
@@ -319,7 +322,7 @@ class Run:
 
 def _weights(state: TrainState, name: str) -> PyTree:
     """The average called `name`, or the raw parameters for ""."""
-    return state.ema[name] if name else state.params
+    return network_params(state.ema[name] if name else state.params)
 
 
 def load(path: str | Path) -> PixelPipeline:
@@ -339,9 +342,9 @@ def load(path: str | Path) -> PixelPipeline:
     checkpoints = Checkpointer(workdir.folder_of(path) / workdir.CHECKPOINTS, read_only=True)
     name = config.sampling.ema
     weights = (
-        {"ema": {name: compiled.abstract_state.ema[name]}}
+        {"ema": {name: network_params(compiled.abstract_state.ema[name])}}
         if name
-        else {"params": compiled.abstract_state.params}
+        else {"params": network_params(compiled.abstract_state.params)}
     )
     restored = checkpoints.restore_subtree(weights)
     params = restored["ema"][name] if name else restored["params"]

@@ -30,8 +30,8 @@ def validate(config: Config) -> None:
     if config.compute_dtype not in ("auto", "float32", "bfloat16"):
         known = ("auto", "float32", "bfloat16")
         raise ConfigError(unknown_name("config.compute_dtype", config.compute_dtype, known))
-    if config.sampling.ema not in ("", *config.ema.decays):
-        known = ("", *config.ema.decays)
+    known = ("", *config.ema.decays, *config.ema.powers)
+    if config.sampling.ema not in known:
         raise ConfigError(unknown_name("config.sampling.ema", config.sampling.ema, known))
     for name, decay in config.ema.decays.items():
         if not 0 <= decay < 1:

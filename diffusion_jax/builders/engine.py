@@ -19,28 +19,59 @@ from diffusion_jax.errors import named, section
 from diffusion_jax.evaluation.bound import BoundEvaluator, floor_bits
 from diffusion_jax.parallel.mesh import make_mesh
 from diffusion_jax.training.compiled import CompiledTrainer
-from diffusion_jax.training.optimizer import adamw, warmup_schedule
+from diffusion_jax.training.optimizer import (
+    RateGroup,
+    adamw,
+    check_groups,
+    muon,
+    rate_groups,
+    warmup_schedule,
+)
+from diffusion_jax.training.precision import Precision
+from diffusion_jax.training.rates import RateSchedule
 from diffusion_jax.training.step import Trainer
 
 PyTree = Any
 
 
-OPTIMIZERS = {"adamw": adamw}
+OPTIMIZERS = {"adamw": adamw, "muon": muon}
+
+
+def _rate(config: Config) -> RateSchedule:
+    """The learning rate of every update."""
+    o = config.optimizer
+    with section("optimizer"):
+        return warmup_schedule(
+            o.schedule,
+            o.learning_rate,
+            steps=config.steps,
+            warmup_steps=o.warmup_steps,
+            final_scale=o.final_scale,
+            cooldown_steps=o.cooldown_steps,
+            reference_steps=o.reference_steps,
+        )
+
+
+def _groups(config: Config, rate: RateSchedule) -> tuple[RateGroup, ...]:
+    with section("parameter_groups"):
+        return rate_groups(config.parameter_groups.to_dict(), rate)
 
 
 def trainer(config: Config, built: Model) -> Trainer:
     """The engine's pure functions."""
     name, options = configs.component(config.optimizer, "optimizer")
-    section_config = config.optimizer
-    with section("optimizer"):
-        rate = warmup_schedule(
-            section_config.schedule,
-            section_config.learning_rate,
-            steps=config.steps,
-            warmup_steps=section_config.warmup_steps,
-            final_scale=section_config.final_scale,
+    o = config.optimizer
+    rate = _rate(config)
+    with section("optimizer.precision"):
+        precision = Precision(o.precision)
+    with section(f"optimizer.{name}"):
+        optimizer = OPTIMIZERS[name](
+            rate,
+            clip_norm=o.clip_norm or None,
+            adaptive_clip=o.adaptive_clip or None,
+            groups=_groups(config, rate),
+            **options,
         )
-    optimizer = OPTIMIZERS[name](rate, clip_norm=section_config.clip_norm or None, **options)
     return Trainer(
         objective=objective(config, built),
         init_params=built.network.init,
@@ -48,6 +79,8 @@ def trainer(config: Config, built: Model) -> Trainer:
         learning_rate=rate,
         ema_decays=config.ema.decays.to_dict(),
         ema_warmup=config.ema.warmup,
+        ema_powers=config.ema.powers.to_dict(),
+        precision=precision,
         seed=config.seed,
         accumulation=config.accumulation,
     )
@@ -55,9 +88,12 @@ def trainer(config: Config, built: Model) -> Trainer:
 
 def compiled(config: Config, built: Model, on: Mesh) -> CompiledTrainer:
     """The engine on a mesh."""
-    return CompiledTrainer(
+    result = CompiledTrainer(
         trainer(config, built), on, config.mesh.fsdp_min_size, config.deterministic
     )
+    with section("parameter_groups"):
+        check_groups(_groups(config, _rate(config)), result.abstract_state.params)
+    return result
 
 
 def bound(

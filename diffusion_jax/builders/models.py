@@ -22,7 +22,8 @@ from diffusion_jax.diffusion import (
     schedules,
 )
 from diffusion_jax.errors import ConfigError, named, section, unknown_name
-from diffusion_jax.networks import NETWORKS, Network, functional
+from diffusion_jax.networks import NETWORKS, Network, TextConfig, functional
+from diffusion_jax.networks.presets_dit import dit_preset, uvit_preset
 
 PyTree = Any
 
@@ -38,7 +39,7 @@ class Model:
         schedule: of a Gaussian process, else None.
         prediction: what the network puts out; "logits" for the binomial process.
         sigma_data: for EDM preconditioning.
-        conditional: whether the network reads labels.
+        conditions: names of the conditioning that the network reads: label, text, scalar.
     """
 
     network: Network
@@ -47,7 +48,12 @@ class Model:
     schedule: Any
     prediction: str
     sigma_data: float
-    conditional: bool
+    conditions: tuple[str, ...]
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network reads labels."""
+        return "label" in self.conditions
 
     def denoiser(self, params: PyTree, conditioning: Mapping[str, Any]) -> denoiser.Denoiser:
         """The network bound to parameters and conditioning."""
@@ -78,11 +84,16 @@ class Model:
         return keyed.denoiser(params, conditioning)(x, t).x0
 
 
+OWN_DATA = ("image_folder", "webdataset", "parquet")
+
+
 def source(config: Config, split: str) -> Source:
     """The examples of a split."""
     name, options = configs.component(config.data, "data")
     if name == "tfds":
         options["data_dir"] = config.data.data_dir or None
+    if name in OWN_DATA:
+        options["path"] = config.data.path
     with named("config."), section(f"data.{name}"):
         return data.load(name, split, **options)
 
@@ -131,9 +142,38 @@ def network(config: Config, spec: DataSpec) -> Network:
     options["dtype"] = jnp.dtype(_compute_dtype(config))
     _check_attention(f"config.network.{name}.attention", options)
     options["noise_input"] = config.network.noise_input
-    options["num_classes"] = spec.num_classes if config.network.use_labels else 0
+    conditions = _conditions(config, spec)
+    options["num_classes"] = spec.num_classes if "label" in conditions else 0
+    options["scalars"] = len(spec.scalars)
+    options["text"] = _text(config, spec)
+    if preset := options.pop("preset", ""):
+        with named("config."), section(f"network.{name}.preset"):
+            options |= PRESETS[name](preset)
     with named("config."), section(f"network.{name}"):
         return functional(functools.partial(NETWORKS[name], spec.shape, **options))
+
+
+PRESETS = {"dit": dit_preset, "uvit": uvit_preset}
+
+
+def _conditions(config: Config, spec: DataSpec) -> tuple[str, ...]:
+    """What of the data's conditioning the network reads."""
+    given = {
+        "label": config.network.use_labels and spec.num_classes > 0,
+        "text": config.text.name != "none",
+        "scalar": bool(spec.scalars),
+    }
+    return tuple(name for name, used in given.items() if used)
+
+
+def _text(config: Config, spec: DataSpec) -> TextConfig | None:
+    name, options = configs.component(config.text, "text")
+    if name == "none":
+        return None
+    if not spec.text_length:
+        raise ConfigError(f"config.text.name={name!r}: the data have no captions; expected 'none'")
+    with section(f"text.{name}"):
+        return TextConfig(**options)
 
 
 def _check_attention(field: str, options: Mapping[str, Any]) -> None:
@@ -154,7 +194,7 @@ def model(config: Config, spec: DataSpec) -> Model:
     process_name, options = configs.component(config.process, "process")
     shared = {
         "spec": spec,
-        "conditional": bool(config.network.use_labels and spec.num_classes),
+        "conditions": _conditions(config, spec),
     }
     if process_name == "binomial":
         _check_binomial(config, spec)

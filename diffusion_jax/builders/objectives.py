@@ -17,8 +17,10 @@ from diffusion_jax.diffusion import (
     weightings,
 )
 from diffusion_jax.errors import ConfigError, section, unknown_name
+from diffusion_jax.objectives.adaptive_time import AdaptiveTime
 from diffusion_jax.objectives.base import Objective
 from diffusion_jax.objectives.denoising import Denoising
+from diffusion_jax.objectives.uncertainty import Uncertainty
 from diffusion_jax.objectives.variational import Variational
 
 PyTree = Any
@@ -27,8 +29,11 @@ PyTree = Any
 def objective(config: Config, built: Model) -> Objective:
     """What is minimised."""
     name, options = configs.component(config.objective, "objective")
-    drop = {"label": options["label_dropout"]} if built.conditional else {}
-    _check_probability(f"config.objective.{name}.label_dropout", options["label_dropout"])
+    drop = {}
+    for condition in built.conditions:
+        field = f"{condition}_dropout"
+        _check_probability(f"config.objective.{name}.{field}", options[field])
+        drop[condition] = options[field]
     if name == "variational":
         with section("objective.variational.num_steps"):
             times = time_grids.uniform(options["num_steps"])
@@ -37,18 +42,37 @@ def objective(config: Config, built: Model) -> Objective:
                 estimate=built.estimate, process=built.process, times=times, drop=drop
             )
         )
-    return Objective(
-        function=Denoising(
-            apply=built.network.apply,
-            noise_input=built.network.noise_input,
-            schedule=built.schedule,
-            prediction=built.prediction,
-            sample_time=_sample_time(config, built.schedule),
-            weight=_weight(config, built),
-            sigma_data=built.sigma_data,
-            drop=drop,
-        )
+    denoising = Denoising(
+        apply=built.network.apply,
+        noise_input=built.network.noise_input,
+        schedule=built.schedule,
+        prediction=built.prediction,
+        sample_time=_sample_time(config, built.schedule),
+        weight=_weight(config, built),
+        sigma_data=built.sigma_data,
+        drop=drop,
+        adaptive=_adaptive(config),
+        uncertainty=_uncertainty(config),
     )
+    return denoising.objective()
+
+
+def _adaptive(config: Config) -> AdaptiveTime | None:
+    field = "objective.denoising.adaptive"
+    name, options = configs.component(config.objective.denoising.adaptive, field)
+    if name == "none":
+        return None
+    with section(f"{field}.{name}"):
+        return AdaptiveTime(stratified=config.objective.denoising.time.stratified, **options)
+
+
+def _uncertainty(config: Config) -> Uncertainty | None:
+    field = "objective.denoising.uncertainty"
+    name, options = configs.component(config.objective.denoising.uncertainty, field)
+    if name == "none":
+        return None
+    with section(f"{field}.{name}"):
+        return Uncertainty(**options)
 
 
 def _check_probability(field: str, value: float) -> None:

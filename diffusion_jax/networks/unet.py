@@ -11,10 +11,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.networks.attention import ATTENTIONS, SelfAttention
+from diffusion_jax.networks.attention import ATTENTIONS, CrossAttention, SelfAttention
 from diffusion_jax.networks.conv import Conv, Upsample
 from diffusion_jax.networks.embeddings import ConditionEmbedding
 from diffusion_jax.networks.layers import GroupNorm, Linear, constrain_batch, dropout, fold_key
+from diffusion_jax.networks.text import Text, TextConditioning, TextConfig
 from diffusion_jax.networks.validation import (
     check_choice,
     check_common,
@@ -24,6 +25,8 @@ from diffusion_jax.networks.validation import (
     check_positive,
     check_spatial,
 )
+
+NO_TEXT = Text(None, None, None)
 
 
 class ResidualBlock(nnx.Module):
@@ -65,19 +68,35 @@ class ResidualBlock(nnx.Module):
 
 
 class SpatialAttention(nnx.Module):
-    """Group norm and self-attention over all positions, its output projection from zero."""
+    """Group norm and self-attention over all positions, then the same to the tokens of a text.
+
+    Output projections start from zero. `text_dim` is the width of the text's tokens, 0 without.
+    """
 
     def __init__(
-        self, channels: int, heads: int, *, implementation: str, dtype: Any, rngs: nnx.Rngs
+        self,
+        channels: int,
+        heads: int,
+        *,
+        text_dim: int,
+        implementation: str,
+        dtype: Any,
+        rngs: nnx.Rngs,
     ):
+        common: Any = {"implementation": implementation, "dtype": dtype, "rngs": rngs}
         self.norm = GroupNorm(channels, rngs=rngs)
-        self.attention = SelfAttention(
-            channels, heads, implementation=implementation, zero=True, dtype=dtype, rngs=rngs
-        )
+        self.attention = SelfAttention(channels, heads, zero=True, **common)
+        self.cross_norm = GroupNorm(channels, rngs=rngs) if text_dim else None
+        self.cross = CrossAttention(channels, text_dim, heads, **common) if text_dim else None
 
-    def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
-        tokens = self.norm(x).reshape(x.shape[0], -1, x.shape[-1])
-        return x + self.attention(tokens).reshape(x.shape)
+    def __call__(self, x: Float[Array, "b *space c"], text: Text) -> Float[Array, "b *space c"]:
+        def tokens(norm: GroupNorm) -> Float[Array, "b n c"]:
+            return norm(x).reshape(x.shape[0], -1, x.shape[-1])
+
+        x = x + self.attention(tokens(self.norm)).reshape(x.shape)
+        if self.cross is None or self.cross_norm is None:
+            return x
+        return x + self.cross(tokens(self.cross_norm), text.tokens, text.mask).reshape(x.shape)
 
 
 class Stage(nnx.Module):
@@ -90,10 +109,11 @@ class Stage(nnx.Module):
         self,
         x: Float[Array, "b *space c"],
         condition: Float[Array, "b e"],
+        text: Text,
         key: Key[Array, "*k"] | None,
     ) -> Float[Array, "b *space d"]:
         x = self.residual(x, condition, key)
-        return constrain_batch(x if self.attention is None else self.attention(x))
+        return constrain_batch(x if self.attention is None else self.attention(x, text))
 
 
 class UNet(nnx.Module):
@@ -111,6 +131,9 @@ class UNet(nnx.Module):
         attention: implementation, `auto`, `xla` or `cudnn`.
         dropout: rate inside the residual blocks; active when a key is given.
         num_classes: 0 for an unconditional network.
+        scalars: conditioning numbers, `scalar` `[b, scalars]`.
+        text: encoder of captions, read by cross-attention at the levels with attention and, pooled,
+            with the noise level.
         out_channels: channels of the output; None: those of the input.
         noise_input: unit of the noise argument (`logsnr`, `t`, `c_noise`, `timestep`).
         dtype: compute dtype; parameters and output are float32.
@@ -135,6 +158,8 @@ class UNet(nnx.Module):
         attention: str = "auto",
         dropout: float = 0.0,
         num_classes: int = 0,
+        scalars: int = 0,
+        text: TextConfig | None = None,
         out_channels: int | None = None,
         noise_input: str = "logsnr",
         dtype: Any = jnp.float32,
@@ -145,12 +170,15 @@ class UNet(nnx.Module):
         check_positive("network.unet", channels=channels, blocks=blocks, out_channels=out_channels)
         check_even("network.unet.channels", channels)
         check_choice("network.unet.attention", attention, ATTENTIONS)
-        dtype = check_common("network.unet", num_classes, dropout, noise_input, dtype)
+        dtype = check_common(
+            "network.unet", num_classes, dropout, noise_input, dtype, scalars=scalars
+        )
         self.shape, self.noise_input, self.dtype = tuple(shape), noise_input, dtype
         sizes = level_sizes(self.shape[:-1], multipliers)
         attended = attended_levels(sizes, attention_resolutions)
         widths = [channels * multiplier for multiplier in multipliers]
         rank, condition = len(self.shape) - 1, 4 * channels
+        text_dim = (text.features or text.dim) if text else 0
         common: Any = {"rank": rank, "dtype": dtype, "rngs": rngs}
 
         def build(part: Part) -> Any:
@@ -164,12 +192,37 @@ class UNet(nnx.Module):
                 return Stage(residual, None)
             count = head_count(width, heads, head_dim)
             spatial = SpatialAttention(
-                width, count, implementation=attention, dtype=dtype, rngs=rngs
+                width,
+                count,
+                text_dim=text_dim,
+                implementation=attention,
+                dtype=dtype,
+                rngs=rngs,
             )
             return Stage(residual, spatial)
 
         self.condition = ConditionEmbedding(
-            noise_input, channels, condition, num_classes, stddev=1.0, dtype=dtype, rngs=rngs
+            noise_input,
+            channels,
+            condition,
+            num_classes,
+            scalars=scalars,
+            stddev=1.0,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.text = (
+            TextConditioning(
+                text,
+                dim=text_dim,
+                pooled_dim=condition,
+                stddev=1.0,
+                attention=attention,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            if text
+            else None
         )
         self.stem = Conv(self.shape[-1], channels, **common)
         down, middle, up = layer_plan(channels, widths, blocks, attended, middle_attention)
@@ -190,22 +243,27 @@ class UNet(nnx.Module):
         key: Key[Array, "*k"] | None = None,
     ) -> Float[Array, "b *space d"]:
         check_example(x, self.shape)
-        condition = jax.nn.silu(self.condition(noise, conditioning))
+        text = NO_TEXT if self.text is None else self.text(conditioning, x.shape[0])
+        condition = jax.nn.silu(self.condition(noise, conditioning, text.pooled))
         h = self.stem(x)
         skips, part = [h], 0
         for name in self.down_order:
             layer: Any = self.down[name]
-            h = layer(h, condition, fold_key(key, part)) if isinstance(layer, Stage) else layer(h)
+            h = (
+                layer(h, condition, text, fold_key(key, part))
+                if isinstance(layer, Stage)
+                else layer(h)
+            )
             skips.append(h)
             part += 1
         for layer in self.middle.values():
-            h = layer(h, condition, fold_key(key, part))
+            h = layer(h, condition, text, fold_key(key, part))
             part += 1
         for name in self.up_order:
             layer: Any = self.up[name]
             if isinstance(layer, Stage):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = layer(h, condition, fold_key(key, part))
+                h = layer(h, condition, text, fold_key(key, part))
             else:
                 h = layer(h)
             part += 1

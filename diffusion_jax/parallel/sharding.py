@@ -27,7 +27,7 @@ STACKED = r"(^|/)blocks/(?!\d)"
 # its outputs, the second its inputs, so that one all-reduce follows the pair. The axes are those
 # of the array without its stacked axis.
 TENSOR_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"(^|/)blocks/.*(qkv|fc1|ada)/kernel$", (None, "tensor")),
+    (r"(^|/)blocks/.*(qkv|/q|/kv|fc1|ada)/kernel$", (None, "tensor")),
     (r"(^|/)blocks/.*(out|fc2)/kernel$", ("tensor", None)),
 )
 

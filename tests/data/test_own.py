@@ -134,6 +134,26 @@ def test_random_windows_move_along_the_longer_side_in_training_alone(load, made)
     assert np.rint((middle[:, 0, 0, 0] + 1) * 127.5 / 8).tolist() == [12] * len(middle)
 
 
+def test_training_alone_is_flipped(load, made):
+    examples = made.Examples.made()
+    ramp = np.tile(np.arange(0, 48, 8, dtype=np.uint8)[None, :, None], (6, 1, 3))
+    examples.pictures = [made.encoded(ramp)] * made.COUNT
+    for split, flipped in (("train", True), ("validation", False)):
+        source = load(split, examples=examples, flip=True, validation_share=0.3)
+        x = source.fetch(np.zeros(60, int), np.arange(60))["x"]
+        mirrored = x[:, 0, 0, 0] > x[:, 0, -1, 0]
+        assert 15 < mirrored.sum() < 45 if flipped else not mirrored.any()
+
+
+def test_a_set_that_turns_out_too_large_is_decoded_when_asked_for(load, made):
+    examples = made.Examples.made(size=(6, 24))
+    options = {"image_size": 6, "crop": "random", "labels": "none", "validation_share": 0.3}
+    size = len(load(examples=examples, memory=0, **options)) * 6 * 24 * 3
+    assert isinstance(load(memory=size, **options), FrameSource)
+    # Squares of 6 x 6 would fit four times into this.
+    assert isinstance(load(memory=size - 1, **options), PictureSource)
+
+
 @pytest.mark.parametrize("memory", [0, 1 << 20])
 def test_unreadable_pictures_are_named_counted_replaced_and_limited(load, made, memory, caplog):
     examples = made.Examples.made()
