@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from diffusion_jax import builders, config_rules, data, start, workdir
 from diffusion_jax import config as configs
@@ -129,7 +130,7 @@ class Run:
 
     def _train(self) -> TrainState:
         self.enable_cache()
-        state = self._saves.first_state(self.compiled)
+        state = self._saves.first_state(self.compiled, self.config.init_from)
         first = int(state.step)
         if first >= self.config.steps:
             self.checkpoints.close()
@@ -261,6 +262,7 @@ class Run:
             folder=self.path / workdir.SAMPLES,
             trajectory=self.path / workdir.TRAJECTORY,
             last_step=config.steps,
+            prompts=self._held_out_captions(),
             write=self.is_main,
             show=writer.image,
         )
@@ -272,6 +274,14 @@ class Run:
 
         hooks.append(Hook(name="samples", every=config.sampling.every, run=sample))
         return hooks
+
+    def _held_out_captions(self) -> list[str] | None:
+        """Captions that the training never saw, for the grids."""
+        if "text" not in self.model.conditions:
+            return None
+        count = min(self.config.sampling.num, len(self.validation_data))
+        batch = self.validation_data.fetch(np.arange(count))
+        return data.decode_text(batch["conditioning"]["text"])
 
     def _validation_batches(self) -> Iterator[Any]:
         """Padded device batches of the held-out examples, one at a time."""

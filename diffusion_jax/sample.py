@@ -15,6 +15,7 @@ WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a trained run.")
 OUT = flags.DEFINE_string("out", "", "Folder to write to.")
 NUM = flags.DEFINE_integer("num", 64, "Number of samples.")
 LABELS = flags.DEFINE_string("labels", "", "Classes, such as 3,7; cycled up to --num.")
+PROMPT = flags.DEFINE_multi_string("prompt", [], "A caption; may be given several times.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight; 1 is the conditional model.")
 SOLVER = flags.DEFINE_string("solver", None, "Solver, such as ddim or dpmpp_2m.")
 STEPS = flags.DEFINE_integer("steps", None, "Steps of the solver.")
@@ -44,6 +45,7 @@ def run() -> None:
     samples = pipeline.sample(
         NUM.value,
         labels=labels,
+        prompts=PROMPT.value,
         seed=SEED.value,
         guidance=GUIDANCE.value,
         solver=SOLVER.value,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from diffusion_jax import workdir
+from diffusion_jax import transfer, workdir
 from diffusion_jax.checkpoints import Checkpointer
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.training.compiled import CompiledTrainer
@@ -18,6 +18,13 @@ def _described(state: TrainState, step: int) -> dict[str, int]:
     return {"step": step, "examples": position(state.examples)}
 
 
+def _started_from(folder: str, compiled: CompiledTrainer, main: bool) -> TrainState:
+    params, report = transfer.take(folder, compiled.initial_params())
+    if main:
+        print(*report, sep="\n", flush=True)
+    return compiled.init(params)
+
+
 class Saves:
     """What the loop and the start of a run do with the checkpoints of its workdir."""
 
@@ -25,8 +32,12 @@ class Saves:
         self._checkpoints, self._path = checkpoints, path
         self._under_way = False
 
-    def first_state(self, compiled: CompiledTrainer) -> TrainState:
+    def first_state(self, compiled: CompiledTrainer, init_from: str = "") -> TrainState:
         """The newest checkpoint of the workdir, or a fresh state where there never was one.
+
+        Args:
+            compiled: the training step.
+            init_from: workdir of another run whose weights a fresh state takes as far as they fit.
 
         Raises:
             ConfigError: the checkpoints are gone, unreadable or of another run.
@@ -36,7 +47,7 @@ class Saves:
             workdir.check_never_saved(self._path)
             if main and (self._path / workdir.CONFIG_FILE).exists():
                 print(f"{self._path} holds no checkpoint yet: starts at step 0", flush=True)
-            return compiled.init()
+            return _started_from(init_from, compiled, main) if init_from else compiled.init()
         state, metadata = self._checkpoints.restore(compiled.abstract_state, step)
         held = _described(state, int(state.step))
         if step != held["step"] or any(metadata.get(name) != held[name] for name in held):

@@ -106,27 +106,26 @@ def take(folder: str | Path, params: PyTree) -> tuple[PyTree, list[str]]:
                 f"this network (config.network.name={config.network.name!r} there); expected a "
                 "run of the same kind of network"
             )
-        restored = checkpoints.restore_subtree(_part(params, transfer.taken, name), step)
+        restored = checkpoints.restore_subtree(_part(params, stored, transfer.taken, name), step)
     found = restored["ema"][name] if name else restored["params"]
     flat = paths(found)
-    merged = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: flat.get(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
-        params,
-    )
+
+    def chosen(path: Any, leaf: Any) -> Any:
+        found = flat.get(jax.tree_util.keystr(path, simple=True, separator="/"))
+        return leaf if found is None else found.astype(leaf.dtype)
+
+    merged = jax.tree_util.tree_map_with_path(chosen, params)
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     which = f"average {name!r}" if name else "raw weights"
     head = f"starts from {folder}, step {step}, {which}"
     return merged, [head, *transfer.lines(total)]
 
 
-def _part(params: PyTree, taken: Mapping[str, int], name: str) -> dict[str, Any]:
-    """Shapes and shardings of the parameters that are taken, as nested as the checkpoint has it."""
-    result: dict[str, Any] = {}
-    top = (
-        result.setdefault("ema", {}).setdefault(name, {})
-        if name
-        else result.setdefault("params", {})
-    )
+def _part(params: PyTree, stored: PyTree, taken: Mapping[str, int], name: str) -> dict[str, Any]:
+    """What to restore: stored dtypes, shardings of `params`, nested as the checkpoint has it."""
+    result: dict[str, Any] = {"ema": {name: {}}} if name else {"params": {}}
+    top = result["ema"][name] if name else result["params"]
+    dtypes = {path: leaf.dtype for path, leaf in paths(stored).items()}
     for path, leaf in paths(params).items():
         if path not in taken:
             continue
@@ -134,5 +133,5 @@ def _part(params: PyTree, taken: Mapping[str, int], name: str) -> dict[str, Any]
         section = top
         for parent in parents:
             section = section.setdefault(parent, {})
-        section[last] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        section[last] = jax.ShapeDtypeStruct(leaf.shape, dtypes[path], sharding=leaf.sharding)
     return result

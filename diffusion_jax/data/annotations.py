@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, Shaped
 
+from diffusion_jax.data.text import clipped, tokens
 from diffusion_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -42,16 +43,6 @@ class Strings:
     def take(self, rows: Int64[np.ndarray, " m"]) -> Strings:
         """The strings at `rows`."""
         return Strings(self[row] for row in rows.tolist())
-
-
-def clipped(text: bytes, length: int) -> bytes:
-    """UTF-8 cut to at most `length` bytes, not within a character."""
-    if len(text) <= length:
-        return text
-    # Bytes 10xxxxxx continue a character.
-    while length and text[length] & 0xC0 == 0x80:
-        length -= 1
-    return text[:length]
 
 
 def captions(texts: Iterable[str], length: int, title: str) -> Strings:
@@ -88,15 +79,6 @@ def _utf8(text: str, title: str) -> bytes:
     except UnicodeEncodeError:
         shown = text.encode("ascii", "backslashreplace").decode()
         raise DataError(f"{title}: the caption {shown[:80]!r} has half of a character") from None
-
-
-def tokens(text: bytes, length: int) -> Int32[np.ndarray, " length"]:
-    """Bytes + 1, and zeros behind them."""
-    row = np.zeros(length, np.int32)
-    part = np.frombuffer(clipped(text, length), np.uint8)
-    row[: len(part)] = part
-    row[: len(part)] += 1
-    return row
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -145,6 +145,25 @@ def label_list(labels: Any, num_classes: int) -> np.ndarray:
     if bad.any():
         raise ConfigError(f"labels={array[bad][0]}: out of range; expected 0..{num_classes - 1}")
     return array.astype(np.int32)
+
+
+def text_list(prompts: Sequence[Any]) -> list[str]:
+    """Captions; ConfigError for what is no text."""
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise ConfigError(f"prompts={prompt!r}: expected a text")
+    return list(prompts)
+
+
+def number_rows(scalars: Any, names: Sequence[str]) -> np.ndarray:
+    """Numbers as float32 [n, len(names)]; ConfigError unless they are finite rows of that width."""
+    try:
+        rows = np.atleast_2d(np.asarray(scalars, np.float32))
+    except (TypeError, ValueError):
+        rows = np.empty((0, 0), np.float32)
+    if rows.ndim != 2 or rows.shape[1] != len(names) or not np.isfinite(rows).all():
+        raise ConfigError(f"scalars={scalars!r}: expected rows of {len(names)}: {', '.join(names)}")
+    return rows
 
 
 class Program:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ class Previews:
         seed: of the samples; fixed, so that grids of different steps compare.
         folder: where `<step>.png` goes.
         trajectory: file of the GIF, written after the last step.
+        prompts: captions of the samples, None where the model reads none.
         last_step: number of the last step.
         write: whether this process writes.
         show: `(step, name, image)`, for TensorBoard.
@@ -31,13 +32,14 @@ class Previews:
     folder: Path
     trajectory: Path
     last_step: int
+    prompts: Sequence[str] | None = None
     write: bool
     show: Callable[[int, str, np.ndarray], None]
 
     def __call__(self, pipeline: PixelPipeline, step: int) -> Mapping[str, float]:
         """Samples on all processes; process 0 draws."""
         last = step == self.last_step
-        samples = pipeline.sample(self.num, seed=self.seed, trajectory=last)
+        samples = pipeline.sample(self.num, prompts=self.prompts, seed=self.seed, trajectory=last)
         if not self.write:
             return {}
         image = picture(samples.x, pipeline.spec.kind, pipeline.spec.range)

@@ -81,9 +81,13 @@ class Trainer:
         """The optimizer over all parameter groups."""
         return grouped(self.objective.groups, self.optimizer)
 
-    def init(self) -> TrainState:
-        """State before the first update. Traceable: meant to run inside jit, already sharded."""
-        params = self._init_params()
+    def init(self, params: PyTree | None = None) -> TrainState:
+        """State before the first update. Traceable: meant to run inside jit, already sharded.
+
+        Args:
+            params: float32 parameters to begin with, like those of `initial_params`, the default.
+        """
+        params = self.initial_params() if params is None else params
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             examples=jnp.zeros((2,), jnp.uint32),
@@ -97,7 +101,7 @@ class Trainer:
             extra=self.objective.init_extra(params),
         )
 
-    def _init_params(self) -> PyTree:
+    def initial_params(self) -> PyTree:
         """Float32 parameters of the network and, under a name of their own, of the objective."""
         params = self.init_params(self.key(INIT_STREAM))
         own = self.objective.init_params(self.key(OBJECTIVE_STREAM))
