@@ -87,18 +87,18 @@ class Trainer:
         Args:
             params: float32 parameters to begin with, like those of `initial_params`, the default.
         """
-        params = self.initial_params() if params is None else params
+        first: Any = self.initial_params() if params is None else params
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             examples=jnp.zeros((2,), jnp.uint32),
-            params=self.precision.stored(params, self._rounding_key(-1)),
+            params=self.precision.stored(first, self._rounding_key(-1)),
             opt_state={
-                "optimizer": self.transformation.init(params),
+                "optimizer": self.transformation.init(first),
                 "guard": guard.init(),
-                **self.precision.extra_state(params),
+                **self.precision.extra_state(first),
             },
-            ema={name: params for name in (*self.ema_decays, *self.ema_powers)},
-            extra=self.objective.init_extra(params),
+            ema={name: first for name in (*self.ema_decays, *self.ema_powers)},
+            extra=self.objective.init_extra(first),
         )
 
     def initial_params(self) -> PyTree:
