@@ -14,13 +14,15 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from absl import app, flags
 
 from diffusion_jax import sigterm
 from diffusion_jax.errors import ConfigError, DiffusionJaxError
 from diffusion_jax.flag_errors import explain
+
+N = TypeVar("N")
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, the one shells give."""
@@ -159,28 +161,23 @@ def jax_backend() -> str:
     return jax.default_backend()
 
 
-def integers(flag: str, text: str) -> list[int] | None:
-    """A comma-separated list of integers; None for an empty one.
+def numbers(flag: str, text: str, kind: Callable[[str], N], example: str) -> list[N] | None:
+    """A comma-separated list; None for an empty one.
+
+    Args:
+        flag: its name, for the message.
+        text: what was given.
+        kind: `int` or `float`, which reads one of them.
+        example: of a list, for the message.
 
     Raises:
         ConfigError: something else stands there.
     """
     try:
-        return [int(part) for part in text.split(",")] if text else None
+        return [kind(part) for part in text.split(",")] if text else None
     except ValueError:
-        raise ConfigError(f"--{flag}={text!r}: expected integers, such as 3,7") from None
-
-
-def numbers(flag: str, text: str) -> list[float] | None:
-    """A comma-separated list of numbers; None for an empty one.
-
-    Raises:
-        ConfigError: something else stands there.
-    """
-    try:
-        return [float(part) for part in text.split(",")] if text else None
-    except ValueError:
-        raise ConfigError(f"--{flag}={text!r}: expected numbers, such as 0.2,0.8") from None
+        what = "integers" if kind is int else "numbers"
+        raise ConfigError(f"--{flag}={text!r}: expected {what}, such as {example}") from None
 
 
 def settings(flag: str, text: str) -> dict[str, Any] | None:

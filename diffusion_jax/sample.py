@@ -40,7 +40,7 @@ def run() -> None:
     workdir.read_config(WORKDIR.value)
     main = jax.process_index() == 0
     folder = output.prepare(OUT.value) if main else Path(OUT.value)
-    labels = doors.integers("labels", LABELS.value)
+    labels = doors.numbers("labels", LABELS.value, int, "3,7")
     pipeline = api.load(WORKDIR.value)
     samples = pipeline.sample(
         NUM.value,
@@ -51,7 +51,9 @@ def run() -> None:
         solver=SOLVER.value,
         steps=STEPS.value,
         batch_size=BATCH_SIZE.value,
-        guidance_interval=doors.numbers("guidance_interval", GUIDANCE_INTERVAL.value),
+        guidance_interval=doors.numbers(
+            "guidance_interval", GUIDANCE_INTERVAL.value, float, "0.2,0.8"
+        ),
         guidance_rescale=GUIDANCE_RESCALE.value,
         threshold=THRESHOLD.value,
         solver_options=doors.settings("solver_options", SOLVER_OPTIONS.value),

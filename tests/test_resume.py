@@ -138,6 +138,13 @@ def test_kill_9_at_random_moments_ends_in_the_same_bits(start_door, reference, t
     assert_same_end(folder, whole)
 
 
+def assert_next_start_ends_alike(start_door, folder, step, undisturbed):
+    code, out, err = start_door("main", *arguments(folder)).wait()
+    assert code == 0, err
+    assert f"resumed from step {step} of" in out
+    assert_same_bits(read(folder)[0], read(undisturbed)[0])
+
+
 def test_sigterm_saves_and_the_next_start_ends_in_the_same_bits(start_door, reference, tmp_path):
     folder = tmp_path / "run"
     door = start_door("main", *arguments(folder))
@@ -151,10 +158,7 @@ def test_sigterm_saves_and_the_next_start_ends_in_the_same_bits(start_door, refe
     assert last.endswith(f"saved step {metadata['step']}; start me again")
     assert last.startswith("Preempted: ")
     assert int(state.step) == metadata["step"]
-    code, out, err = start_door("main", *arguments(folder)).wait()
-    assert code == 0, err
-    assert f"resumed from step {metadata['step']} of" in out
-    assert_same_bits(read(folder)[0], read(reference[0])[0])
+    assert_next_start_ends_alike(start_door, folder, metadata["step"], reference[0])
 
 
 def torn(folder: Path) -> bool:
@@ -187,10 +191,7 @@ def test_sigterm_in_the_middle_of_something(start_door, reference, tmp_path, mom
     assert err.splitlines()[-1].endswith(f"saved step {saved}; start me again")
     assert saved < STEPS
     assert not torn(folder)
-    code, out, err = start_door("main", *arguments(folder)).wait()
-    assert code == 0, err
-    assert f"resumed from step {saved} of" in out
-    assert_same_bits(read(folder)[0], read(reference[0])[0])
+    assert_next_start_ends_alike(start_door, folder, saved, reference[0])
 
 
 @pytest.mark.slow

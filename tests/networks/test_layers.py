@@ -40,6 +40,30 @@ def test_group_norm_ignores_scale_and_offset_of_its_input():
     np.testing.assert_allclose(norm(5 * x + 3), norm(x), atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 6), (2, 3, 6), (2, 3, 4, 6)])
+def test_linear_is_that_of_flax(shape, dtype):
+    ours = layers.Linear(6, 7, dtype=dtype, rngs=nnx.Rngs(3))
+    theirs = nnx.Linear(6, 7, dtype=dtype, rngs=nnx.Rngs(3))
+    for layer in (ours, theirs):
+        layer.bias[...] = jnp.arange(7.0)
+    x = jax.random.normal(jax.random.key(0), shape)
+
+    def loss(layer, x):
+        return jnp.sum(jnp.sin(layer(x).astype(jnp.float32)))
+
+    got, want = (nnx.grad(loss, argnums=(0, 1))(layer, x) for layer in (ours, theirs))
+    assert ours(x).dtype == dtype
+    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a.astype(jnp.float32), b.astype(jnp.float32), atol=tolerance, rtol=tolerance
+        ),
+        (got, ours(x)),
+        (want, theirs(x)),
+    )
+
+
 def test_dropout_is_a_function_of_its_key():
     x = jnp.ones((64, 256))
     first = layers.dropout(x, 0.25, jax.random.key(0))
