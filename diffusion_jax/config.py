@@ -41,6 +41,9 @@ MAY_CHANGE = (
     "validation.*",
     "sampling.*",
     "guard.*",
+    # Of the first start alone, and where an encoder lies: another one is known by its hash.
+    "init_from",
+    "objective.denoising.alignment.workdir.path",
 )
 """Fields that a resumed run may change; a difference in any other is an error. The batch size may
 change because the position in the data is kept in examples."""
@@ -68,8 +71,10 @@ def base() -> Config:
             "text": defaults.text(),
             "objective": defaults.objective(),
             "optimizer": defaults.optimizer(),
-            # By name: {"pattern": "regular expression of paths", "rate": peak learning rate,
-            # "decay": weight decay}; set in a config file.
+            # Parameters with a rate or decay of their own, by name: {"pattern": "regular expression
+            # of paths", "rate": peak learning rate, "decay": weight decay}, in a config file or by
+            # flags: --config.parameter_groups.last.pattern=head --config.parameter_groups.last.rate
+            # =1e-4. Of several that fit a path the first in the alphabet counts.
             "parameter_groups": {},
             # More averages by name, in a config file or by flag: --config.ema.decays.long=0.9999.
             # `powers` are those of EDM2 by relative length (0.05 is a twentieth of the run), from
@@ -160,7 +165,9 @@ def _is_read(path: str, config: Config) -> bool:
             return False
         branch = section[key]
         chosen = section.get("name")
-        if chosen in section and isinstance(branch, ConfigDict) and key != chosen:
+        # In a section of the user's own names "name" may be anything.
+        named = isinstance(chosen, str) and chosen in section
+        if named and isinstance(branch, ConfigDict) and key != chosen:
             return False
         section = branch
     return True
@@ -182,8 +189,10 @@ def from_json(values: Mapping[str, Any]) -> Config:
     return config
 
 
-OPEN_SECTIONS = ("config.ema.decays", "config.ema.powers", "config.parameter_groups")
-"""Sections whose keys are names given by the user, and whose values are numbers."""
+GROUPS = "config.parameter_groups"
+GROUP_FIELDS = {"pattern": str, "rate": float, "decay": float}
+OPEN_SECTIONS = ("config.ema.decays", "config.ema.powers", GROUPS)
+"""Sections whose keys are names given by the user; their values are numbers, or groups."""
 
 
 def _overlay(section: Config, values: Mapping[str, Any], path: str) -> None:
@@ -198,13 +207,34 @@ def _overlay(section: Config, values: Mapping[str, Any], path: str) -> None:
         elif not isinstance(value, Mapping):
             raise ConfigError(f"{field}={value!r}: expected a section, with {_some(section[key])}")
         elif field in OPEN_SECTIONS:
-            for name, number in value.items():
-                if isinstance(number, bool) or not isinstance(number, int | float):
-                    raise ConfigError(f"{field}.{name}={number!r}: expected a number")
+            check = _check_group if field == GROUPS else _check_number
+            for name, given in value.items():
+                check(f"{field}.{name}", given)
             with section.unlocked():
                 section[key] = ConfigDict(dict(value)).lock()
         else:
             _overlay(section[key], value, field)
+
+
+def _check_number(field: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{field}={value!r}: expected a number")
+
+
+def _check_group(field: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"{field}={value!r}: expected a section, such as {{'pattern': 'head', 'rate': 1e-4}}"
+        )
+    for name, given in value.items():
+        if name not in GROUP_FIELDS:
+            raise ConfigError(unknown_name(f"{field} field", name, GROUP_FIELDS))
+        if given is None:
+            continue
+        if GROUP_FIELDS[name] is float:
+            _check_number(f"{field}.{name}", given)
+        elif not isinstance(given, str):
+            raise ConfigError(f"{field}.{name}={given!r}: expected a text, such as 'head'")
 
 
 def _some(section: Config) -> str:

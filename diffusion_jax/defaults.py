@@ -13,13 +13,18 @@ def data() -> dict[str, Any]:
         "name": "digits",
         # Where prepared TFDS data sets lie.
         "data_dir": "",
-        # Of one's own pictures: a folder, or shards by a pattern.
+        # Of one's own data: a folder of pictures, shards by a pattern, or a text file.
         "path": "",
         "prefetch": 4,
-        "digits": {},
+        # True: black and white pixels, as tokens 0 and 1.
+        "digits": {"binarise": False},
         # `held_out` examples beside the `size` of the training are for validation.
         "points": {"distribution": "swiss_roll", "size": 65536, "held_out": 10000, "seed": 0},
         "heartbeat": {"size": 50000, "held_out": 1000},
+        # Windows of `length` tokens of the file `path`: "text8" (a to z and the space) or "bytes".
+        "text": {"alphabet": "text8", "length": 256},
+        # Letters of a random chain, whose entropy is known.
+        "markov": {"states": 27, "length": 64, "size": 20000, "held_out": 1000, "seed": 0},
         "tfds": {
             "name": "mnist",
             "train": "train",
@@ -34,6 +39,8 @@ def data() -> dict[str, Any]:
             # Damaged records of a set held in memory that are left out; one more is an error.
             "max_unreadable": 0,
         },
+        # 0.18215 is the scale of Stable Diffusion's autoencoder.
+        "latents": {"shape": (32, 32, 4), "num_classes": 0, "scale": 1.0, "shift": 0.0},
         "image_folder": _pictures(labels="auto", captions="auto"),
         "webdataset": _pictures(labels="auto", captions="auto", image_suffix=""),
         "parquet": _pictures(
@@ -85,6 +92,9 @@ def process() -> dict[str, Any]:
             },
         },
         "binomial": {},
+        # Of tokens. keep: "linear" or "cosine", the probability that a token is kept up to t.
+        "masked": {"keep": "linear"},
+        "uniform": {"keep": "linear"},
     }
 
 
@@ -93,14 +103,8 @@ def network() -> dict[str, Any]:
     return {
         "name": "unet",
         "mlp": {"width": 128, "depth": 3, "dropout": 0.0},
-        "unet": {
-            "channels": 64,
-            "multipliers": (1, 2, 2),
-            "blocks": 2,
-            "attention_resolutions": (8,),
-            "head_dim": 64,
-            "dropout": 0.0,
-        },
+        "unet": _unet(),
+        "edm2": _edm2(),
         "dit": {
             # "DiT-S/2" to "DiT-XL/8", "JiT-B/16" to "JiT-H/32": goes over the sizes below.
             "preset": "",
@@ -139,10 +143,66 @@ def network() -> dict[str, Any]:
             "remat": "none",
             "attention": "auto",
         },
+        # Channels of a token before the network, for data of tokens.
+        "token_dim": 64,
         # What the network is told of the noise: logsnr, t, c_noise or timestep.
         "noise_input": "logsnr",
         # Whether the labels of the data, where it has them, condition the network.
         "use_labels": True,
+    }
+
+
+def _unet() -> dict[str, Any]:
+    """The U-Net of DDPM, DDPM++, NCSN++ and ADM."""
+    return {
+        # "DDPM++", "NCSN++", "ADM-64" and others: goes over the options below, but for dropout
+        # and how it is computed.
+        "preset": "",
+        "channels": 64,
+        "multipliers": (1, 2, 2),
+        "blocks": 2,
+        "attention_resolutions": (8,),
+        "up_attention": "all",
+        # 0: `heads` of them, of any size.
+        "head_dim": 64,
+        "heads": 4,
+        "dropout": 0.0,
+        "scale_shift": True,
+        "resample": "conv",
+        "resample_projection": False,
+        "resampling": "box",
+        "rescale_skips": False,
+        "encoder": "standard",
+        "noise_embedding": "positional",
+        # None: as many as `channels`.
+        "noise_features": placeholder(int),
+        "norm_groups": 32,
+        "norm_epsilon": 1e-5,
+        "scan": False,
+        "remat": "none",
+        "attention": "auto",
+    }
+
+
+def _edm2() -> dict[str, Any]:
+    """The magnitude-preserving U-Net."""
+    return {
+        # "EDM2-XS" to "EDM2-XXL": goes over the sizes below.
+        "preset": "",
+        "channels": 128,
+        "multipliers": (1, 2, 3, 4),
+        "blocks": 3,
+        "attention_resolutions": (16, 8),
+        "head_dim": 64,
+        "dropout": 0.0,
+        # Shares of class, of a block's branch, of attention and of a skip in what they join.
+        "label_balance": 0.5,
+        "residual_balance": 0.3,
+        "attention_balance": 0.3,
+        "skip_balance": 0.5,
+        "scan": True,
+        "remat": "none",
+        "attention": "auto",
     }
 
 
@@ -187,6 +247,7 @@ def objective() -> dict[str, Any]:
             },
             # "mlp": the loss is divided by its own expectation at each noise level, learned.
             "uncertainty": {"name": "none", "none": {}, "mlp": {"channels": 128}},
+            "alignment": alignment(),
         },
         "variational": {
             "num_steps": 100,
@@ -194,6 +255,34 @@ def objective() -> dict[str, Any]:
             "text_dropout": 0.0,
             "scalar_dropout": 0.0,
         },
+        # The bound of masked diffusion in infinitely many steps; `bound_steps` of the one on the
+        # held-out examples (0: none).
+        "continuous": {
+            "bound_steps": 100,
+            "label_dropout": 0.0,
+            "text_dropout": 0.0,
+            "scalar_dropout": 0.0,
+        },
+    }
+
+
+def alignment() -> dict[str, Any]:
+    """Features of the network drawn to those of a frozen encoder of clean data (REPA)."""
+    return {
+        # "workdir": the network of a finished run encodes; "given": what `train` is given.
+        "name": "none",
+        "weight": 0.5,
+        # Width of the projection from the ones to the others.
+        "hidden": 2048,
+        "none": {},
+        "workdir": {
+            "path": "",
+            # Noise level that the encoder is told, 0 to 1: what it sees is clean.
+            "time": 0.0,
+            # Blocks of a DiT before the features; none: as in the encoder's own config.
+            "features_after": placeholder(int),
+        },
+        "given": {},
     }
 
 

@@ -25,6 +25,10 @@ GUIDANCE_INTERVAL = flags.DEFINE_string(
 GUIDANCE_RESCALE = flags.DEFINE_float("guidance_rescale", None, "Rescaling of guidance, 0 to 1.")
 THRESHOLD = flags.DEFINE_string("threshold", None, "none, static or dynamic.")
 SOLVER_OPTIONS = flags.DEFINE_string("solver_options", "", "Of the solver, such as eta=0.5.")
+EMA = flags.DEFINE_string("ema", None, "Average to sample from; '' takes the raw weights.")
+EMA_LENGTH = flags.DEFINE_float(
+    "ema_length", None, "Relative length of an average to make, such as 0.08; see ema.powers."
+)
 SEED = flags.DEFINE_integer("seed", 0, "Same seed, same samples.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Samples a compiled batch.")
 TRAJECTORY = flags.DEFINE_bool("trajectory", False, "Also write every state on the way.")
@@ -41,7 +45,7 @@ def run() -> None:
     main = jax.process_index() == 0
     folder = output.prepare(OUT.value) if main else Path(OUT.value)
     labels = doors.numbers("labels", LABELS.value, int, "3,7")
-    pipeline = api.load(WORKDIR.value)
+    pipeline = api.load(WORKDIR.value, ema=EMA.value, ema_length=EMA_LENGTH.value, note=doors.note)
     samples = pipeline.sample(
         NUM.value,
         labels=labels,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
-from diffusion_jax import transfer, workdir
+from diffusion_jax import workdir
 from diffusion_jax.checkpoints import Checkpointer
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.training.compiled import CompiledTrainer
@@ -18,13 +19,6 @@ def _described(state: TrainState, step: int) -> dict[str, int]:
     return {"step": step, "examples": position(state.examples)}
 
 
-def _started_from(folder: str, compiled: CompiledTrainer, main: bool) -> TrainState:
-    params, report = transfer.take(folder, compiled.initial_params())
-    if main:
-        print(*report, sep="\n", flush=True)
-    return compiled.init(params)
-
-
 class Saves:
     """What the loop and the start of a run do with the checkpoints of its workdir."""
 
@@ -32,12 +26,14 @@ class Saves:
         self._checkpoints, self._path = checkpoints, path
         self._under_way = False
 
-    def first_state(self, compiled: CompiledTrainer, init_from: str = "") -> TrainState:
+    def first_state(
+        self, compiled: CompiledTrainer, begin: Callable[[], TrainState] | None = None
+    ) -> TrainState:
         """The newest checkpoint of the workdir, or a fresh state where there never was one.
 
         Args:
             compiled: the training step.
-            init_from: workdir of another run whose weights a fresh state takes as far as they fit.
+            begin: makes a fresh state; None for one of initial parameters.
 
         Raises:
             ConfigError: the checkpoints are gone, unreadable or of another run.
@@ -47,7 +43,7 @@ class Saves:
             workdir.check_never_saved(self._path)
             if main and (self._path / workdir.CONFIG_FILE).exists():
                 print(f"{self._path} holds no checkpoint yet: starts at step 0", flush=True)
-            return _started_from(init_from, compiled, main) if init_from else compiled.init()
+            return compiled.init() if begin is None else begin()
         state, metadata = self._checkpoints.restore(compiled.abstract_state, step)
         held = _described(state, int(state.step))
         if step != held["step"] or any(metadata.get(name) != held[name] for name in held):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import json
 import os
@@ -99,3 +100,16 @@ def start_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     server.stdin.close()
     server.stdout.close()
     server.wait()
+
+
+@pytest.fixture(scope="session")
+def write_tfds() -> Callable[..., Path]:
+    """`tfds_files.write_data_set`, which conftest files of other folders can reach only here."""
+    spec = importlib.util.spec_from_file_location(
+        "tfds_files", Path(__file__).with_name("tfds_files.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.write_data_set

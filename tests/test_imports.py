@@ -53,7 +53,16 @@ MAY_IMPORT = {
     "start": {"checkpoints", "config", "lock", "parallel", "workdir"},
     "saves": {"checkpoints", "training", "workdir"},
 }
-CONFIG_READERS = {"builders", "config", "config_flag", "workdir", "api", "doors", "flag_errors"}
+CONFIG_READERS = {
+    "builders",
+    "config",
+    "config_flag",
+    "defaults",
+    "workdir",
+    "api",
+    "doors",
+    "flag_errors",
+}
 
 
 def module_of(path: Path) -> str:

@@ -36,7 +36,7 @@ class ArraySource:
 
     Attributes:
       spec: of the examples.
-      x: uint8 pixels or float32 values [n, *spec.shape].
+      x: uint8 pixels, float32 values or int32 tokens [n, *spec.shape].
       example_ids: int64 [n].
       labels: int32 [n], or None.
       conditioning: further entries of a batch's conditioning, of all n examples; integers may be

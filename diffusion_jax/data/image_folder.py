@@ -54,9 +54,9 @@ def image_folder(
       path: the folder.
       labels: "folders": the class is the first subfolder; "auto": so where there are two or more,
         no picture lies beside them, and there are no captions; or "none".
-      captions: "metadata": by `metadata.jsonl`; "files": by `stem.txt` beside each picture; "auto":
-        by `metadata.jsonl` where there is one; or "none".
-      text_column: key of the caption in `metadata.jsonl`.
+      captions: "metadata": by `metadata.jsonl` or `metadata.csv`; "files": by `stem.txt` beside
+        each picture; "auto": by such a metadata file where there is one; or "none".
+      text_column: key or column of the caption in the metadata file.
 
     Raises:
       ConfigError: an option out of range, one class only, or mixed sizes without a size.
@@ -68,7 +68,7 @@ def image_folder(
     check_choice(f"{_FIELD}.labels", labels, _LABELS)
     check_choice(f"{_FIELD}.captions", captions, _CAPTIONS)
     root = check_path(path, "a folder of pictures")
-    known = frozenset({metadata.FILE, *({".txt"} if captions == "files" else ())})
+    known = frozenset({*metadata.FILES, *({".txt"} if captions == "files" else ())})
     names = pictures_under(root, known)
     annotations = _annotations(root, names, captions, text_column, options)
     classes, numbers = _classes(root, names, labels, annotations.texts is not None)
@@ -126,22 +126,24 @@ def _annotations(
     root: str, names: Sequence[str], captions: str, text_column: str, options: Options
 ) -> Annotations:
     """Captions and numbers, as chosen or as found."""
-    exists = os.path.exists(os.path.join(root, metadata.FILE))
     if captions == "files" and options.scalars:
-        raise ConfigError(f"{_FIELD}.scalars needs {metadata.FILE}, not captions='files'")
+        raise ConfigError(f"{_FIELD}.scalars needs {metadata.FILES[0]}, not captions='files'")
     if captions == "files":
         return metadata.from_text_files(root, names, options.text_length)
-    if not exists and (captions == "metadata" or options.scalars):
-        wanted = "captions='metadata'" if captions == "metadata" else f"scalars={options.scalars}"
+    wanted = captions == "metadata" or bool(options.scalars)
+    path = metadata.file_in(root) if wanted or captions == "auto" else None
+    if wanted and path is None:
+        needed = "captions='metadata'" if captions == "metadata" else f"scalars={options.scalars}"
         raise DataError(
-            f"{root} has no {metadata.FILE}, which {wanted} needs: one line of JSON for "
+            f"{root} has no {' or '.join(metadata.FILES)}, which {needed} needs: one line for "
             'each picture, such as {"file_name": "a/b.png", "text": "a red kite"}'
         )
-    read_texts = exists and captions != "none"
-    if not (read_texts or options.scalars):
+    read_texts = captions != "none"
+    if path is None or not (read_texts or options.scalars):
         return Annotations()
     return metadata.from_metadata(
         root,
+        path,
         names,
         text_column=text_column if read_texts else None,
         length=options.text_length,

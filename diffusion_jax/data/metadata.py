@@ -1,31 +1,54 @@
-"""Captions and numbers of a folder of pictures: `metadata.jsonl`, or text files beside them."""
+"""Captions and numbers of a folder of pictures: `metadata.jsonl`, `metadata.csv`, or text files
+beside them."""
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from diffusion_jax.data.annotations import Annotations, captions
 from diffusion_jax.data.identity import normal
 from diffusion_jax.errors import DataError, nearest
 
-FILE = "metadata.jsonl"
-"""One JSON object a line: `file_name` relative to the folder, the caption, and numbers."""
+FILES = ("metadata.jsonl", "metadata.csv")
+"""One JSON object a line, or one row under a head of names: `file_name` relative to the folder, the
+caption, and numbers."""
+
+
+def file_in(root: str) -> str | None:
+    """The path of the folder's file of captions and numbers; None where there is none.
+
+    Raises:
+      DataError: it has two.
+    """
+    found = [name for name in FILES if os.path.exists(os.path.join(root, name))]
+    if len(found) > 1:
+        raise DataError(f"{root} holds {' and '.join(found)}; expected one of them")
+    return os.path.join(root, found[0]) if found else None
 
 
 def from_metadata(
-    root: str, names: Sequence[str], *, text_column: str | None, length: int, scalars: Sequence[str]
+    root: str,
+    path: str,
+    names: Sequence[str],
+    *,
+    text_column: str | None,
+    length: int,
+    scalars: Sequence[str],
 ) -> Annotations:
-    """Captions and numbers of the pictures `names` by the folder's `metadata.jsonl`.
+    """Captions and numbers of the pictures `names` by a file in their folder.
 
     Args:
       root: the folder.
-      names: pictures in it, relative, with forward slashes.
+      path: the file, as from `file_in`.
+      names: pictures in the folder, relative, with forward slashes.
       text_column: key of the captions, or None to read no captions.
       length: bytes to which captions are cut.
       scalars: keys of numbers.
@@ -34,13 +57,13 @@ def from_metadata(
       DataError: a line is malformed, names a file that is not there or was named before, or lacks
         a value; or a picture has no line.
     """
-    path = os.path.join(root, FILE)
     rows = {normal(name): row for row, name in enumerate(names)}
     lines = np.zeros(len(names), np.int64)
     texts: list[str] = [""] * len(names)
     numbers = np.zeros((len(names), len(scalars)), np.float32)
     missing: list[str] = []
-    for line, values in _objects(path):
+    entries = _objects(path) if path.endswith(".jsonl") else _rows(path, scalars)
+    for line, values in entries:
         place = f"{path}, line {line}"
         name = text(values, "file_name", place)
         row = rows.get(normal(os.path.normpath(name).replace(os.sep, "/")))
@@ -53,6 +76,18 @@ def from_metadata(
         if text_column is not None:
             texts[row] = text(values, text_column, place)
         numbers[row] = [number(values, key, place) for key in scalars]
+    _check_complete(path, names, missing, lines)
+    return Annotations(
+        texts=None if text_column is None else captions(texts, length, path),
+        text_length=0 if text_column is None else length,
+        scalars=numbers if scalars else None,
+    )
+
+
+def _check_complete(
+    path: str, names: Sequence[str], missing: Sequence[str], lines: Int64[np.ndarray, " n"]
+) -> None:
+    """Raises DataError for files that are not there, and for pictures without a line."""
     if missing:
         close = nearest(missing[0].split("'")[1], names) if "'" in missing[0] else None
         raise DataError(
@@ -66,11 +101,6 @@ def from_metadata(
             f"{path} has no line for {len(without)} of {len(names)} pictures, the first "
             f"{names[without[0]]!r}; add lines, remove the files, or set captions='none'"
         )
-    return Annotations(
-        texts=None if text_column is None else captions(texts, length, path),
-        text_length=0 if text_column is None else length,
-        scalars=numbers if scalars else None,
-    )
 
 
 def from_text_files(root: str, names: Sequence[str], length: int) -> Annotations:
@@ -94,7 +124,7 @@ def from_text_files(root: str, names: Sequence[str], length: int) -> Annotations
     return Annotations(texts=captions(texts, length, root), text_length=length)
 
 
-def _objects(path: str) -> Any:
+def _objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of each line that is not empty."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -112,6 +142,45 @@ def _objects(path: str) -> Any:
         raise DataError(f"{path} is not UTF-8 ({error})") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _rows(path: str, numeric: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of its first line, values by the head) of each row of a CSV file; the values of the
+    columns `numeric` as numbers where they are some."""
+    line = 1
+    try:
+        # Spreadsheets put a byte order mark before the first name.
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            head = next(reader, [])
+            if twice := sorted({name for name in head if head.count(name) > 1}):
+                raise DataError(f"{path}, line 1: the column {twice[0]!r} stands there twice")
+            line = reader.line_num + 1
+            for cells in reader:
+                if cells and len(cells) != len(head):
+                    raise DataError(
+                        f"{path}, line {line}: {len(cells)} values; expected {len(head)}, as the "
+                        "first line has names (texts with commas need quotes)"
+                    )
+                values: dict[str, Any] = dict(zip(head, cells, strict=False))
+                for name in {*numeric} & {*values}:
+                    values[name] = _as_number(values[name])
+                if cells:
+                    yield line, values
+                line = reader.line_num + 1
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 ({error})") from error
+    except csv.Error as error:
+        raise DataError(f"{path}, line {line}: not CSV ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _as_number(cell: str) -> float | str:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
 
 
 def text(values: dict[str, Any], key: str, place: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageColor, UnidentifiedImageError
 
+from diffusion_jax.data.colour import ColourError, to_srgb
 from diffusion_jax.errors import ConfigError, unknown_name
 
 Crop = Literal["center", "random"]
@@ -74,8 +75,8 @@ class View:
     def decode(self, encoded: bytes) -> UInt8[np.ndarray, "height width channels"]:
         """The pixels of one encoded picture, upright; of an animation the first frame.
 
-        Pictures of 16 bits are rounded to 8. CMYK becomes RGB by the plain formula; embedded
-        colour profiles are not applied.
+        Pictures of 16 bits are rounded to 8. An embedded ICC profile brings the colours to sRGB;
+        CMYK without one becomes RGB by the plain formula.
         Resampling is by Lanczos; reductions by more than three begin with averaging, within JPEG
         by decoding fewer frequencies, which changes a picture by less than one level (RMS).
 
@@ -83,8 +84,9 @@ class View:
           `size` x `size`, or with a random crop `size` or more, or as stored.
 
         Raises:
-          PictureError: empty, truncated or damaged, of no known format, or of a pixel type that
-            has no 8-bit meaning (floating point, 32-bit integers).
+          PictureError: empty, truncated or damaged, of no known format, with a colour profile that
+            cannot be followed, or of a pixel type that has no 8-bit meaning (floating point, 32-bit
+            integers).
         """
         if not encoded:
             raise PictureError("it is empty (0 bytes)")
@@ -93,9 +95,12 @@ class View:
                 if self.size is not None and image.format == "JPEG":
                     # JPEG can be decoded at a half, a quarter or an eighth of its size.
                     image.draft(None, (_SPARE * self.size, _SPARE * self.size))
-                pixels = np.asarray(self._fitted(_of_8_bits(_upright(image))))
+                upright = _of_8_bits(_upright(image))
+                pixels = np.asarray(self._fitted(to_srgb(upright, image.info)))
         except (PictureError, MemoryError):
             raise
+        except ColourError as error:
+            raise PictureError(f"its colour profile is not followed: {error}") from error
         except UnidentifiedImageError as error:
             raise PictureError("it is no picture of a known format") from error
         except Exception as error:

@@ -1,7 +1,8 @@
-"""Captions as tokens: UTF-8 bytes + 1, with zeros behind them."""
+"""Captions as tokens: UTF-8 bytes + 1, with zeros behind them; tokens of a text as characters."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -35,3 +36,24 @@ def encode(texts: Sequence[str], length: int) -> Int32[np.ndarray, "n length"]:
 def decode(rows: Iterable[Int32[np.ndarray, " length"]]) -> list[str]:
     """The texts that rows of tokens stand for."""
     return [bytes((row[row > 0] - 1).astype(np.uint8)).decode("utf-8", "replace") for row in rows]
+
+
+BYTES = 256
+HIDDEN = "\N{LIGHT SHADE}"
+"""Stands for a token that is masked; no byte is read as it in Latin-1."""
+
+
+def decode_tokens(rows: Iterable[Int32[np.ndarray, " length"]], characters: str) -> list[str]:
+    """The texts that rows of tokens spell, token i being characters[i]; further tokens are masks.
+
+    256 characters are raw bytes, which are read as UTF-8.
+    """
+    known = np.array([*characters, HIDDEN])
+    texts = ["".join(known[np.minimum(row, len(characters))]) for row in rows]
+    if len(characters) != BYTES:
+        return texts
+    return ["".join(map(_from_bytes, re.split(f"({HIDDEN})", text))) for text in texts]
+
+
+def _from_bytes(part: str) -> str:
+    return part if part == HIDDEN else part.encode("latin-1").decode("utf-8", "replace")

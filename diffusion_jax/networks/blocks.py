@@ -28,11 +28,18 @@ from diffusion_jax.networks.layers import (
 )
 from diffusion_jax.networks.validation import check_choice, check_divides, check_positive
 
-# "dots" keeps the results of the linear layers and recomputes the cheap rest; "full" keeps the
-# input of each block alone.
+
+def _keep_products(primitive: Any, *args: Any, **params: Any) -> bool:
+    """Policy of "dots": linear layers are dots without batch dimensions, attention's have some."""
+    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return primitive.name == "conv_general_dilated" or dots(primitive, *args, **params)
+
+
+# "dots" keeps the results of linear layers and convolutions and recomputes the cheap rest; "full"
+# keeps the input of each block alone.
 REMAT = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": _keep_products,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 FEED_FORWARDS = ("gelu", "swiglu")
@@ -237,15 +244,18 @@ def run_blocks(
         block, index, one = entry
         return step(block, x, index, one)
 
+    # One block is not scanned, so that it may change the shape of what goes through it.
+    scanned = scan and depth > 1
     if remat != "none":
         # Inside a scan common subexpressions cannot undo the recomputation.
-        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=not scan)
+        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=not scanned)
     indices = jnp.arange(depth)
-    if scan:
+    if scanned:
         return jax.lax.scan(body, x, (blocks, indices, inputs))
     kept = []
     for i in range(depth):
+        block = jax.tree.map(lambda leaf, i=i: leaf[i], blocks) if scan else blocks[str(i)]
         one = jax.tree.map(lambda leaf, i=i: leaf[i], inputs)
-        x, result = body(x, (blocks[str(i)], indices[i], one))
+        x, result = body(x, (block, indices[i], one))
         kept.append(result)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import jax
@@ -48,18 +49,60 @@ def sincos_positions(grid: Sequence[int], dim: int) -> Float[np.ndarray, "n dim"
     return table.reshape(-1, dim).astype(np.float32)
 
 
-class NoiseEmbedding(nnx.Module):
-    """Sinusoids of the noise input, then linear, SiLU, linear."""
+def fourier_waves(features: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies in radians, spread like a normal variable times 2 pi, and phases, spread evenly.
 
-    def __init__(self, noise_input: str, features: int, dim: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.noise_input, self.features = noise_input, features
+    Quantiles instead of draws (both as even as their number allows): a network holds parameters
+    alone, and these are none.
+    """
+    ranks = (np.arange(features) + 0.5) / features
+    frequencies = 2 * np.pi * np.array([NormalDist().inv_cdf(float(rank)) for rank in ranks])
+    golden = (math.sqrt(5) - 1) / 2
+    phases = 2 * np.pi * (np.arange(features) * golden % 1.0)
+    return frequencies.astype(np.float32), phases.astype(np.float32)
+
+
+def as_c_noise(noise: Float[Array, " b"], noise_input: str) -> Float[Array, " b"]:
+    """The noise input stretched to the range of EDM's `c_noise` = ln(sigma) / 4, float32."""
+    return noise.astype(jnp.float32) * (NOISE_SCALES[noise_input] / NOISE_SCALES["c_noise"])
+
+
+def fourier(level: Float[Array, " b"], dim: int, *, scale: float = 16.0) -> Float[Array, "b dim"]:
+    """Cosines, then sines, of `level` at dim/2 frequencies of a normal spread of `scale` turns a
+    unit (Tancik et al. 2020, as NCSN++ uses them for noise). `dim` must be even."""
+    frequencies, _ = fourier_waves(dim // 2)
+    angles = level[:, None] * (scale * frequencies)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+NOISE_EMBEDDINGS = ("positional", "fourier")
+
+
+class NoiseEmbedding(nnx.Module):
+    """Sinusoids of the noise input (one of `NOISE_EMBEDDINGS`), then linear, SiLU, linear."""
+
+    def __init__(
+        self,
+        noise_input: str,
+        features: int,
+        dim: int,
+        *,
+        kind: str = "positional",
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        self.noise_input, self.features, self.kind = noise_input, features, kind
         self.fc1 = Linear(features, dim, dtype=dtype, rngs=rngs)
         self.fc2 = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, noise: Float[Array, " b"]) -> Float[Array, "b d"]:
         # The angles reach 1000 radians: they need float32 whatever the compute dtype is.
-        angles = noise.astype(jnp.float32) * NOISE_SCALES[self.noise_input]
-        return self.fc2(jax.nn.silu(self.fc1(sinusoidal(angles, self.features))))
+        if self.kind == "fourier":
+            waves = fourier(as_c_noise(noise, self.noise_input), self.features)
+        else:
+            angles = noise.astype(jnp.float32) * NOISE_SCALES[self.noise_input]
+            waves = sinusoidal(angles, self.features)
+        return self.fc2(jax.nn.silu(self.fc1(waves)))
 
 
 class LabelEmbedding(nnx.Module):
@@ -136,6 +179,7 @@ class ConditionEmbedding(nnx.Module):
         num_classes: 0 for a network without classes.
         scalars: how many numbers describe an example, 0 for none.
         stddev: of the tables and nulls at the start.
+        kind: sinusoids of the noise, one of `NOISE_EMBEDDINGS`.
     """
 
     def __init__(
@@ -147,10 +191,11 @@ class ConditionEmbedding(nnx.Module):
         *,
         scalars: int = 0,
         stddev: float,
+        kind: str = "positional",
         dtype: Any,
         rngs: nnx.Rngs,
     ):
-        self.noise = NoiseEmbedding(noise_input, features, dim, dtype=dtype, rngs=rngs)
+        self.noise = NoiseEmbedding(noise_input, features, dim, kind=kind, dtype=dtype, rngs=rngs)
         shared: Any = {"stddev": stddev, "dtype": dtype, "rngs": rngs}
         self.label = LabelEmbedding(num_classes, dim, **shared) if num_classes else None
         self.scalar = ScalarEmbedding(scalars, dim, **shared) if scalars else None

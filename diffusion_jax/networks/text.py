@@ -41,11 +41,11 @@ class TextConfig:
     features: int = 0
 
     def check(self) -> None:
-        """Raises ConfigError naming `network.text.bytes.<field>` for a size that cannot work."""
+        """Raises ConfigError naming `text.bytes.<field>` for a size that cannot work."""
         if self.features:
-            check_positive("network.text", features=self.features)
+            check_positive("text", features=self.features)
             return
-        section = "network.text.bytes"
+        section = "text.bytes"
         BlockOptions(dim=self.dim, heads=self.heads).check(section, depth=self.depth, remat="none")
         check_rotary(f"{section}.heads", self.dim, self.heads, axes=1)
 

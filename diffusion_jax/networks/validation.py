@@ -26,6 +26,13 @@ def check_not_negative(section: str, **fields: int) -> None:
             raise ConfigError(f"{section}.{field}={value}: expected 0 (none) or more")
 
 
+def check_share(section: str, **fields: float) -> None:
+    """Raises ConfigError for the first of the section's shares that is not from 0 to 1."""
+    for field, value in fields.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{section}.{field}={value}: expected a share from 0 to 1")
+
+
 def check_spatial(section: str, shape: Sequence[int]) -> None:
     """Raises ConfigError unless examples are 1 to 3 spatial axes and channels, all positive."""
     if not 2 <= len(shape) <= 4 or min(shape) < 1:

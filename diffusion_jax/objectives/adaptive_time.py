@@ -71,7 +71,7 @@ class AdaptiveTime:
     stratified: bool = True
 
     def __post_init__(self) -> None:
-        where = "objective.denoising.time.adaptive"
+        where = "objective.denoising.adaptive.loss"
         for field, good, expected in (
             ("cells", self.cells >= 1, "at least 1"),
             ("decay", 0.0 <= self.decay < 1.0, "a number in [0, 1)"),

@@ -87,6 +87,21 @@ class Alignment:
         return -jnp.mean(_cosine(hidden, targets), axis=-1)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrozenEncoder:
+    """Any encoder of clean data, with its parameters; these are never trained.
+
+    Attributes:
+        encode: `(params, x0 [B, ...]) -> [B, tokens, dim]`, or a grid of tokens; pure.
+        params: its parameters, nested dicts of arrays.
+        dim: channels of its features.
+    """
+
+    encode: Callable[[PyTree, Array], Array]
+    params: PyTree
+    dim: int
+
+
 def network_encoder(
     apply: Callable[..., Any], noise: float
 ) -> Callable[[PyTree, Float[Array, "batch ..."]], Array]:

@@ -29,6 +29,9 @@ STACKED = r"(^|/)blocks/(?!\d)"
 TENSOR_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)blocks/.*(qkv|/q|/kv|fc1|ada)/kernel$", (None, "tensor")),
     (r"(^|/)blocks/.*(out|fc2)/kernel$", ("tensor", None)),
+    # The two convolutions of a residual block, of one to three spatial axes.
+    *((r"(^|/)blocks/.*conv1/kernel$", (*(None,) * axes, None, "tensor")) for axes in (1, 2, 3)),
+    *((r"(^|/)blocks/.*conv2/kernel$", (*(None,) * axes, "tensor", None)) for axes in (1, 2, 3)),
 )
 
 

@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Key, UInt32
+from jaxtyping import Array, Key, Shaped, UInt32
 
 from diffusion_jax.data.spec import DataSpec
 from diffusion_jax.data.text import decode, encode
 from diffusion_jax.diffusion import guidance as guide
 from diffusion_jax.diffusion import solvers, thresholding
 from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
+from diffusion_jax.diffusion.guidance_tokens import classifier_free_tokens
 from diffusion_jax.errors import ConfigError, named, unknown_name
 from diffusion_jax.networks import compiler_options
 from diffusion_jax.parallel.arrays import gather
@@ -56,7 +57,7 @@ class PixelPipeline:
         schedule: its schedule, None where ODE solvers do not apply.
         spec: shape and kind of the data; labels condition the model where it has classes.
         conditions: names of the conditioning that the network reads: label, text, scalar.
-        guidable: whether it was also trained without labels, as guidance needs.
+        guidable: whether it was also trained without any of them, as guidance needs.
         times: `steps -> decreasing times from 1 to 0`.
         mesh: where to compute.
         defaults: options that a call may override.
@@ -153,9 +154,10 @@ class PixelPipeline:
             if given != value and not self.conditional:
                 raise ConfigError(f"{name}={given}: the model is unconditional; expected {value}")
         if options.guidance != 1.0 and not self.guidable:
+            names = " or ".join(f"{name}_dropout=0" for name in self.conditions)
             raise ConfigError(
-                f"guidance={options.guidance}: the model was trained with label_dropout=0 and has "
-                "no prediction without labels; expected 1"
+                f"guidance={options.guidance}: the model was trained with {names} and has no "
+                "prediction without; expected 1"
             )
 
     def _check_solver(self, options: SamplingOptions, name: str) -> None:
@@ -223,8 +225,8 @@ class PixelPipeline:
             result["label"] = _cycle(label_list(labels if given else range(classes), classes), num)
         if "text" in self.conditions:
             # An empty text is exactly the network's null.
-            texts = [prompts] if isinstance(prompts, str) else list(prompts or [""])
-            result["text"] = _cycle(encode(text_list(texts), self.spec.text_length), num)
+            texts = text_list(prompts, self.spec.text_length)
+            result["text"] = _cycle(encode(texts, self.spec.text_length), num)
         if "scalar" in self.conditions and scalars is not None:
             result["scalar"] = _cycle(number_rows(scalars, self.spec.scalars), num)
         return result
@@ -272,7 +274,7 @@ class PixelPipeline:
         index: UInt32[Array, " batch"],
         conditioning: Mapping[str, Array],
         guidance: Any,
-    ) -> Float[Array, "states batch *shape"]:
+    ) -> Shaped[Array, "states batch *shape"]:
         root = jax.random.fold_in(jax.random.key(seed), SAMPLING_STREAM)
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(root, i)))(index)
         x = jax.vmap(lambda k: self.process.prior(self.spec.shape).sample(k))(keys[:, 0])
@@ -300,7 +302,9 @@ class PixelPipeline:
         options = static.options
         denoise = self.denoiser(params, conditioning)
         if self.conditional and static.guided:
-            denoise = guide.classifier_free(
+            tokens = self.spec.kind == "tokens"
+            combine = classifier_free_tokens if tokens else guide.classifier_free
+            denoise = combine(
                 denoise,
                 self.denoiser(params, {}),
                 guidance,

@@ -13,7 +13,7 @@ class Samples:
     """Samples on the host.
 
     Attributes:
-        x: [N, *shape]; uint8 for images and bits, float32 otherwise.
+        x: [N, *shape]; uint8 for images and bits, int32 for tokens, else float32.
         label: [N] int32 where the model is class-conditional, else None.
         text: [N] prompts where the model is conditioned by captions, else None.
         trajectory: [steps + 1, N, *shape] like `x`, from noise to data, if asked for.

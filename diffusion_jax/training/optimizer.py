@@ -77,9 +77,10 @@ def rate_groups(
     """
     groups = []
     for name, fields in sorted(options.items()):
-        where = f"optimizer.groups.{name}"
+        where = f"parameter_groups.{name}"
         unknown = set(fields) - {"pattern", "rate", "decay"}
-        if unknown or not fields.get("pattern"):
+        idle = fields.get("rate") is None and fields.get("decay") is None
+        if unknown or idle or not fields.get("pattern"):
             raise ConfigError(
                 f"{where}={dict(fields)!r}: expected pattern, and rate or decay or both"
             )
@@ -117,7 +118,7 @@ def check_groups(groups: Sequence[RateGroup], params: PyTree) -> None:
         if group not in taken:
             shown = ", ".join(paths[:: max(len(paths) // 5, 1)][:5])
             raise ConfigError(
-                f"optimizer.groups.{group.name}.pattern={group.pattern!r} matches no parameter "
+                f"parameter_groups.{group.name}.pattern={group.pattern!r} matches no parameter "
                 f"that is not in a group before it; parameters are such as {shown}"
             )
 

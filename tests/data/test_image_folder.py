@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -272,9 +273,80 @@ def test_caption_files_with_mistakes(root, change, words):
     assert "\n" not in str(error.value)
 
 
+def write_rows(root, rows, head=("file_name", "text", "w")):
+    with open(root / "metadata.csv", "w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows([head, *rows])
+
+
+def rows_for(root):
+    return [[line["file_name"], f'a "b", ü\n{number}', number / 8]
+            for number, line in enumerate(lines_for(root))]  # fmt: skip
+
+
+def test_a_table_of_captions_and_numbers(root):
+    """As a spreadsheet writes it: with a byte order mark, quoted commas and line breaks."""
+    rows = rows_for(root)
+    lines = [{"file_name": name, "text": text, "w": number} for name, text, number in rows]
+    write_lines(root, lines)
+    expected = both(root, scalars=("w",))
+    (root / "metadata.jsonl").unlink()
+    write_rows(root, rows)
+    found = both(root, scalars=("w",))
+    np.testing.assert_array_equal(found[1], expected[1])
+    for name in ("text", "scalar"):
+        np.testing.assert_array_equal(found[2][name], expected[2][name])
+    assert found[2]["scalar"].max() == 29 / 8
+    # Numbers without captions, and a caption by another name.
+    write_rows(root, [row[::2] for row in rows], head=("file_name", "w"))
+    assert set(both(root, captions="none", scalars=("w",))[2]) == {"label", "scalar"}
+    write_rows(root, rows, head=("file_name", "caption", "w"))
+    assert both(root, text_column="caption")[2]["text"].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows[2].__setitem__(0, "a/12.pgn"), "names 1 files .*'a/12.pgn' .line 6"),
+        (lambda rows: rows.pop(5), "has no line for 1 of 30 pictures"),
+        (lambda rows: rows.append(rows[0]), "line 62: file_name='a/0.png' stands in line 2"),
+        (lambda rows: rows[1].append("more"), "line 4: 4 values; expected 3.* need quotes"),
+        (lambda rows: rows[1].pop(), "line 4: 2 values; expected 3"),
+        (lambda rows: rows[7].__setitem__(2, "heavy"), "line 16: w='heavy'; expected a finite"),
+        (lambda rows: rows[7].__setitem__(2, "nan"), "line 16: w=nan; expected a finite"),
+        (lambda rows: rows[7].__setitem__(2, ""), "line 16: w=''; expected a finite"),
+    ],
+)
+def test_tables_with_mistakes(root, change, words):
+    rows = rows_for(root)
+    change(rows)
+    write_rows(root, rows)
+    with pytest.raises(DataError, match=words) as error:
+        load(root, scalars=("w",))
+    assert str(error.value).startswith(f"{root}/metadata.csv")
+    assert "\n" not in str(error.value)
+
+
+def test_tables_that_are_none(root):
+    for content, words in (
+        (b'file_name,text\na,"b', "line 2: not CSV"),
+        (b"file_name,text,text\n", "line 1: the column 'text' stands there twice"),
+        (b"file_name,\xff\n", "is not UTF-8"),
+        (b"", "has no line for 30 of 30"),
+        (b"name,text\na.png,b\n", "line 2: no 'file_name'"),
+    ):
+        (root / "metadata.csv").write_bytes(content)
+        with pytest.raises(DataError, match=words):
+            load(root)
+    write_lines(root, lines_for(root))
+    with pytest.raises(DataError, match=r"holds metadata\.jsonl and metadata\.csv; expected one"):
+        load(root)
+
+
 def test_a_caption_file_that_is_missing_or_not_utf_8(root):
     for options in ({"captions": "metadata"}, {"scalars": ("w",)}):
-        with pytest.raises(DataError, match=r"has no metadata\.jsonl, which .* needs"):
+        with pytest.raises(
+            DataError, match=r"has no metadata\.jsonl or metadata\.csv, which .* needs"
+        ):
             load(root, **options)
     (root / "metadata.jsonl").write_bytes(b"\xff\xfe{}")
     with pytest.raises(DataError, match=r"metadata\.jsonl is not UTF-8"):

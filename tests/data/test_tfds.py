@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -13,68 +12,11 @@ import sys
 
 import numpy as np
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
-from PIL import Image
 
 from diffusion_jax import data
 from diffusion_jax.errors import ConfigError, DataError
 
 NAME = "tiny_shapes"
-SHARDS = {"test": [4], "train": [7, 5]}
-"""Records a shard; ids count the splits in alphabetical order: test 0..3, train 4..15."""
-
-
-def png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def example(image: bytes, label: int) -> bytes:
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    message = tf_example_pb2.Example()
-    message.features.feature["image"].bytes_list.value.append(image)
-    message.features.feature["label"].int64_list.value.append(label)
-    return message.SerializeToString()
-
-
-def write_data_set(
-    root, images, labels, *, shape=("6", "5", "3"), damaged=(), format_="array_record"
-):
-    """A prepared data set in the layout TFDS documents; `damaged` records hold no image."""
-    folder = root / NAME / "1.0.0"
-    folder.mkdir(parents=True)
-    number, splits = 0, []
-    for split, lengths in SHARDS.items():
-        for shard, length in enumerate(lengths):
-            path = folder / f"{NAME}-{split}.array_record-{shard:05d}-of-{len(lengths):05d}"
-            writer = ArrayRecordWriter(str(path), "group_size:1")
-            for _ in range(length):
-                image = b"no picture" if number in damaged else png(images[number])
-                writer.write(example(image, labels[number]))
-                number += 1
-            writer.close()
-        splits.append({"name": split, "shardLengths": [str(n) for n in lengths], "numBytes": "1"})
-        splits[-1]["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    info = {"name": NAME, "version": "1.0.0", "fileFormat": format_, "splits": splits}
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    python = "tensorflow_datasets.core.features"
-    image = {"dtype": "uint8", "shape": {"dimensions": list(shape)}}
-    features = {
-        "image": {"pythonClassName": f"{python}.image_feature.Image", "image": image},
-        "label": {
-            "pythonClassName": f"{python}.class_label_feature.ClassLabel",
-            "classLabel": {"numClasses": "3"},
-        },
-    }
-    top = {
-        "pythonClassName": f"{python}.features_dict.FeaturesDict",
-        "featuresDict": {"features": features},
-    }
-    (folder / "features.json").write_text(json.dumps(top))
-    (folder / "label.labels.txt").write_text("disc\nring\nbar\n")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +30,9 @@ def labels():
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, images, labels):
+def root(tmp_path_factory, write_tfds, images, labels):
     path = tmp_path_factory.mktemp("tfds")
-    write_data_set(path, images, labels)
+    write_tfds(path, images, labels)
     return path
 
 
@@ -141,11 +83,11 @@ def test_image_size_and_flip(root, images):
     )
 
 
-def test_images_of_mixed_sizes_need_a_size(tmp_path, labels):
+def test_images_of_mixed_sizes_need_a_size(write_tfds, tmp_path, labels):
     rng = np.random.default_rng(0)
     sizes = rng.integers(8, 20, (16, 2))
     mixed = [rng.integers(0, 256, (h, w), dtype=np.uint8) for h, w in sizes]
-    write_data_set(tmp_path, mixed, labels, shape=("-1", "-1", "3"))
+    write_tfds(tmp_path, mixed, labels, shape=("-1", "-1", "3"))
     with pytest.raises(ConfigError, match=r"data\.tfds\.image_size is not set"):
         load(tmp_path)
     batch = everything(load(tmp_path, image_size=8))
@@ -221,8 +163,10 @@ def test_a_damaged_shard_is_named(root, tmp_path, damage, memory):
     assert len(everything(load(tmp_path, "validation"))["id"]) == 4
 
 
-def test_records_without_an_image_are_counted_named_and_limited(tmp_path, images, labels, caplog):
-    write_data_set(tmp_path, images, labels, damaged=(6, 13))
+def test_records_without_an_image_are_counted_named_and_limited(
+    write_tfds, tmp_path, images, labels, caplog
+):
+    write_tfds(tmp_path, images, labels, damaged=(6, 13))
     with pytest.raises(DataError, match="max_unreadable=0") as error:
         load(tmp_path)
     assert "train.array_record-00000-of-00002, record 2" in str(error.value)
@@ -245,8 +189,8 @@ def test_records_without_an_image_are_counted_named_and_limited(tmp_path, images
         load(tmp_path, memory=0, max_unreadable=1).fetch(np.array([2, 9]))
 
 
-def test_a_label_outside_the_classes_is_refused(tmp_path, images, labels):
-    write_data_set(tmp_path, images, np.where(np.arange(16) == 9, -1, labels))
+def test_a_label_outside_the_classes_is_refused(write_tfds, tmp_path, images, labels):
+    write_tfds(tmp_path, images, np.where(np.arange(16) == 9, -1, labels))
     with pytest.raises(DataError, match=r"record 5: label=\[-1\]; expected one of 0 to 2"):
         load(tmp_path)
 

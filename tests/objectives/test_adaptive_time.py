@@ -136,5 +136,5 @@ def test_losses_of_zero_are_drawn_uniformly():
 )
 def test_impossible_options_are_refused(field):
     ((name, value),) = field.items()
-    with pytest.raises(ConfigError, match=f"objective.denoising.time.adaptive.{name}={value}"):
+    with pytest.raises(ConfigError, match=f"objective.denoising.adaptive.loss.{name}={value}"):
         AdaptiveTime(**field)

@@ -112,11 +112,12 @@ def test_adaptive_clipping_goes_before_the_moments():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rate": 1.0}, "optimizer.groups.g="),
-        ({"pattern": "a", "rates": 1.0}, "optimizer.groups.g="),
-        ({"pattern": "a("}, "no regular expression"),
-        ({"pattern": "a", "rate": -1.0}, r"optimizer.groups.g.rate=-1.0"),
-        ({"pattern": "a", "decay": -0.5}, r"optimizer.groups.g.decay=-0.5"),
+        ({"rate": 1.0}, "parameter_groups.g="),
+        ({"pattern": "a", "rates": 1.0}, "parameter_groups.g="),
+        ({"pattern": "a(", "rate": 1.0}, "no regular expression"),
+        ({"pattern": "a"}, "expected pattern, and rate or decay"),
+        ({"pattern": "a", "rate": -1.0}, r"parameter_groups.g.rate=-1.0"),
+        ({"pattern": "a", "decay": -0.5}, r"parameter_groups.g.decay=-0.5"),
     ],
 )
 def test_bad_groups_are_refused(fields, message):
@@ -126,6 +127,9 @@ def test_bad_groups_are_refused(fields, message):
 
 def test_a_group_without_parameters_is_refused():
     params = {"stem": {"kernel": jnp.zeros((2, 2))}}
-    for options in ({"g": {"pattern": "steem"}}, {"f": {"pattern": "."}, "g": {"pattern": "stem"}}):
-        with pytest.raises(ConfigError, match=r"optimizer.groups.g.pattern=.*stem/kernel"):
+    for options in (
+        {"g": {"pattern": "steem", "rate": 1.0}},
+        {"f": {"pattern": ".", "rate": 1.0}, "g": {"pattern": "stem", "decay": 0.1}},
+    ):
+        with pytest.raises(ConfigError, match=r"parameter_groups.g.pattern=.*stem/kernel"):
             check_groups(groups_of(options)[1], params)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.checkpoints import Checkpointer
+from diffusion_jax.checkpoints import Checkpointer, describe_mismatch
 from diffusion_jax.diffusion import schedules, time_sampling, weightings
 from diffusion_jax.networks import compiler_options, functional
 from diffusion_jax.networks.dit import DiT
@@ -136,11 +136,15 @@ def compare(a, b, **tolerance):
     jax.tree_util.tree_map_with_path(one, a, b)
 
 
-SHARDED = [("float32", muon), ("masters", adamw), ("stochastic", adamw)]
+SHARDED = [
+    pytest.param("stochastic", adamw, id="stochastic"),
+    pytest.param("masters", adamw, id="masters", marks=pytest.mark.slow),
+    pytest.param("float32", muon, id="float32", marks=pytest.mark.slow),
+]
 RESUMED = [("masters", muon), ("stochastic", adamw)]
 
 
-@pytest.mark.parametrize(("precision", "optimizer"), SHARDED, ids=[c[0] for c in SHARDED])
+@pytest.mark.parametrize(("precision", "optimizer"), SHARDED)
 def test_micro_batches_and_eight_devices_change_nothing(precision, optimizer):
     """With rounding by chance too: a number that differs in its last bit rounds otherwise only
     where the random number falls into that bit."""
@@ -177,7 +181,7 @@ def test_a_resumed_run_has_the_same_bits(precision, optimizer, tmp_path):
     with Checkpointer(tmp_path / "c") as checkpoints:
         checkpoints.save(2, half, {})
         checkpoints.wait()
-        assert checkpoints.describe_mismatch(abstract) == []
+        assert describe_mismatch(abstract, checkpoints.stored(2)) == []
         restored, _ = checkpoints.restore(abstract)
         # A sampler asks for the network's part of an average and nothing else.
         network = network_params(abstract.ema["default"])
@@ -318,6 +322,7 @@ def test_the_logged_loss_is_that_of_the_given_time_sampling(reweight):
     assert abs(p @ cells - exact.mean()) > 0.1 * exact.mean()
 
 
+@pytest.mark.slow
 def test_a_transformer_trains_with_bfloat16_parameters():
     network = functional(
         functools.partial(DiT, (8, 8, 1), patch=4, dim=32, depth=2, heads=2, features_after=1)
