@@ -51,8 +51,7 @@ def functional(make: Callable[..., nnx.Module]) -> Network:
     Args:
         make: called as `make(rngs=...)`, such as `functools.partial(UNet, (32, 32, 3))`. The module
             has an attribute `noise_input` and the call signature of `Network.apply`, less params;
-            its method `post_update`, where there is one, becomes the network's; it reads no parameters
-            of the module.
+            its method `post_update`, where there is one, becomes the network's.
 
     Raises:
         ConfigError: the module's sizes cannot work (from its constructor, before any compile).
