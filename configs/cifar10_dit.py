@@ -58,7 +58,7 @@ def _smoke(config: ConfigDict) -> None:
     config.network.dit.depth = 2
     config.network.dit.heads = 2
     config.optimizer.warmup_steps = 1
-    config.optimizer.cooldown_steps = 1
+    config.optimizer.cooldown_steps = 0
     config.logging.every = 2
     config.validation.examples = 16
     config.sampling.num = 4

@@ -57,7 +57,7 @@ def _smoke(config: ConfigDict) -> None:
     config.network.unet.channels = 8
     config.network.unet.head_dim = 8
     config.optimizer.warmup_steps = 1
-    config.optimizer.cooldown_steps = 1
+    config.optimizer.cooldown_steps = 0
     config.logging.every = 2
     config.validation.examples = 8
     config.sampling.num = 4

@@ -242,13 +242,18 @@ class Run:
         return self.compiled.abstract_batch(given, self.config.batch_size)
 
     def flops_per_step(self, batch: PyTree) -> float:
-        """Three forward passes a step: the backward pass costs two (recomputation not counted)."""
+        """Three forward passes a step: the backward pass costs two (recomputation not counted).
+
+        The frozen encoder has no backward pass.
+        """
         trainer, state = self.compiled.trainer, self.compiled.abstract_state
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.config.batch_size))
         stratum = jax.ShapeDtypeStruct((self.config.batch_size,), "float32")
         evaluate = functools.partial(trainer.evaluate, cells=self.config.batch_size)
-        trees = self.frozen.trees
-        return 3.0 * count_flops(evaluate, state.params, state, trees, batch, keys, stratum)
+        trees, encoder = self.frozen.trees, self.frozen.encoder
+        forward = count_flops(evaluate, state.params, state, trees, batch, keys, stratum)
+        once = count_flops(encoder.encode, encoder.params, batch["x"]) if encoder else 0
+        return 3.0 * forward - 2.0 * once
 
     def _loop_options(self, batch: PyTree) -> LoopOptions:
         mesh = self.compiled.mesh

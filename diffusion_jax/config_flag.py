@@ -138,8 +138,9 @@ def _open(config: Config) -> None:
                 # A group of the config file may lack some of its fields.
                 if name not in section:
                     section[name] = ConfigDict()
-                if isinstance(section[name], ConfigDict):
-                    for key in set(GROUP_FIELDS) - set(section[name]):
-                        section[name][key] = placeholder(GROUP_FIELDS[key])
+                fields = section[name]
+                if isinstance(fields, ConfigDict):
+                    for key in set(GROUP_FIELDS) - set(fields):
+                        fields[key] = placeholder(GROUP_FIELDS[key])
             elif name not in section and section_name != GROUPS:
                 section[name] = placeholder(float)

@@ -126,11 +126,13 @@ class Side:
 
     Attributes:
         classes: names of the labels; empty where they have none.
+        null_last: whether the table of the labels ends with a row for no class.
         tokens: of the learned positions, before those of the patches.
         grid: patches along each axis; None for networks without patches.
     """
 
     classes: tuple[str, ...]
+    null_last: bool
     tokens: tuple[str, ...]
     grid: tuple[int, ...] | None
 
@@ -147,7 +149,9 @@ class Side:
             labels = config.network.use_labels and spec.num_classes > 0
             present = {"noise": True, "label": labels, "scalar": bool(spec.scalars)}
             tokens = tuple(token for token, used in present.items() if used)
-        return cls(classes=tuple(spec.classes), tokens=tokens, grid=grid)
+        # The others have their null by itself, `label/null`.
+        null_last = name == "edm2"
+        return cls(classes=tuple(spec.classes), null_last=null_last, tokens=tokens, grid=grid)
 
 
 def adapter(old: Side, new: Side) -> Adapt:
@@ -157,7 +161,7 @@ def adapter(old: Side, new: Side) -> Adapt:
         if tuple(stored.shape[1:]) != tuple(wanted.shape[1:]):
             return None
         if re.search(LABELS, path) and old.classes and new.classes:
-            return _classes(old.classes, new.classes)
+            return _classes(old.classes, new.classes, old.null_last and new.null_last)
         if path == POSITIONS and old.grid and new.grid:
             return _positions(old, new)
         return None
@@ -165,17 +169,19 @@ def adapter(old: Side, new: Side) -> Adapt:
     return adapt
 
 
-def _classes(old: tuple[str, ...], new: tuple[str, ...]) -> Change | str | None:
+def _classes(old: tuple[str, ...], new: tuple[str, ...], null_last: bool) -> Change | str | None:
     if old == new:
         return None
     shared = [name for name in new if name in old]
-    if not shared:
+    if not shared and not null_last:
         return "other classes"
-    to = jnp.array([new.index(name) for name in shared])
-    out_of = jnp.array([old.index(name) for name in shared])
+    last = [-1] if null_last else []
+    to = jnp.array([new.index(name) for name in shared] + last)
+    out_of = jnp.array([old.index(name) for name in shared] + last)
+    found = f"{len(shared)} of {len(new)} classes have a row, by name"
     return Change(
         kind="in part",
-        what=f"{len(shared)} of {len(new)} classes have a row, by name",
+        what=f"{found}; so has no class" if null_last else found,
         apply=lambda stored, fresh: fresh.at[to].set(stored[out_of]),
     )
 

@@ -161,13 +161,28 @@ def test_any_encoder_from_python(tmp_path):
         api.Run.build(config, tmp_path / "run", other)
 
 
+def test_the_encoder_is_counted_once_a_step(tmp_path):
+    def twice(params, x0):
+        return linear(params, x0) + linear(params, -x0)
+
+    flops = []
+    for encode in (linear, twice):
+        given = FrozenEncoder(encode=encode, params={"kernel": np.ones((16, 6), "float32")}, dim=6)
+        config = aligned("", objective__denoising__alignment__name="given")
+        run = api.Run.build(config, tmp_path / encode.__name__, given)
+        run.checkpoints.close()
+        run.held.release()
+        flops.append(run.flops_per_step(run.abstract_batch(run.loader().batch(0))))
+    assert flops[1] - flops[0] == 2 * 32 * 4 * 16 * 6
+
+
 def test_the_gradient_ends_at_the_encoder(encoder, tmp_path):
     run = api.Run.build(aligned(encoder), tmp_path / "run")
     run.checkpoints.close()
     run.held.release()
     objective, trees = run.compiled.trainer.objective, run.frozen.trees
     local = run.loader().batch(0)
-    batch = {name: local[name] for name in ("x", "conditioning")}
+    batch = jax.tree.map(jnp.asarray, {name: local[name] for name in ("x", "conditioning")})
     keys = jax.random.split(jax.random.key(0), 32)
     params = run.compiled.initial_params()
 

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
+from PIL import Image
 
 from diffusion_jax import api, builders, config_flag, config_rules, data, workdir
 from diffusion_jax import config as configs
@@ -201,6 +202,7 @@ def parsed(monkeypatch, *arguments: str) -> configs.Config:
     monkeypatch.chdir(FOLDER.parent)
     config = config_flag.define("a config")
     flags.DEFINE_string("workdir", "", "", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "", flag_values=values)
     values(sys.argv)
     return config.value
 
@@ -212,6 +214,11 @@ def test_the_readme_has_commands():
 @pytest.mark.parametrize("arguments", commands_of_the_readme(), ids=" ".join)
 def test_every_training_command_of_the_readme_builds(arguments, monkeypatch, tmp_path):
     config = parsed(monkeypatch, *arguments)
+    if config.data.path:
+        pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        for number in range(60):
+            Image.fromarray(pixels + np.uint8(number)).save(tmp_path / f"{number}.png")
+        config.data.path = str(tmp_path)
     api.Run.build(config, tmp_path / "run").checkpoints.close()
 
 

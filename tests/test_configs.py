@@ -131,7 +131,7 @@ def take_a_step(start_door, name: str, folder: Path, *options: str, devices: int
     assert list((folder / "samples").iterdir())
 
 
-@pytest.mark.parametrize("name", ["digits", "emoji_text", "heartbeat", "toy2d"])
+@pytest.mark.parametrize("name", ["emoji_text", "heartbeat"])
 def test_a_config_takes_a_step(start_door, own_data, name, tmp_path):
     take_a_step(start_door, name, tmp_path / name, *own_data(name))
     assert (tmp_path / name / "samples" / "00000001.png").exists()
@@ -139,9 +139,7 @@ def test_a_config_takes_a_step(start_door, own_data, name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [n for n in NAMES if n not in ("digits", "emoji_text", "heartbeat", "toy2d")]
-)
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("emoji_text", "heartbeat")])
 def test_every_other_config_takes_a_step(start_door, own_data, name, tmp_path):
     take_a_step(start_door, name, tmp_path / name, *own_data(name))
 
@@ -193,8 +191,9 @@ def test_edm2_keeps_its_weights_at_unit_magnitude_after_updates(tokens):
     if tokens:
         spec = builders.source(config, "train").spec
     model = builders.model(config, spec)
-    params = jax.jit(model.network.init)(jax.random.key(0))
-    grown = jax.tree.map(lambda leaf: 3.0 * leaf, params)
+    shapes = jax.eval_shape(model.network.init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    grown = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) + 2.0), shapes)
     context = Context(jnp.uint32(0), {}, {}, {}, jnp.zeros(1), 1)
     after = builders.objective(config, model).post_update({**grown, "objective": {}}, context)
     kernel = (after["inner"] if tokens else after)["head"]["kernel"]

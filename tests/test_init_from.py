@@ -51,6 +51,8 @@ def small(network="uvit", **changes):
     for name in ("dit", "uvit"):
         config.network[name].update({"dim": 16, "heads": 2, "depth": 1, "patch": 4, "expansion": 1})
     config.network.unet.update({"channels": 32, "multipliers": (1,), "blocks": 1, "head_dim": 32})
+    config.network.edm2.update({"channels": 16, "multipliers": (1,), "blocks": 1, "head_dim": 16})
+    config.network.edm2.attention_resolutions = ()
     config.text.bytes.update({"dim": 16, "depth": 1, "heads": 2})
     config.steps, config.batch_size, config.optimizer.warmup_steps = 4, 8, 1
     config.sampling.update({"num": 8, "steps": 1})
@@ -195,11 +197,31 @@ def test_other_classes(classes, reason, first, tmp_path, monkeypatch):
     assert "label/null" in start.found.taken
 
 
+@pytest.mark.parametrize(
+    ("names", "rows"), [(("owl", "cow"), {0: 2, 2: 3}), (("ant", "bee"), {2: 3})]
+)
+def test_a_null_that_ends_the_table_of_classes_stays_the_null(names, rows, tmp_path, monkeypatch):
+    """EDM2 has no `label/null`: its null is the row behind those of the classes."""
+    run = build(small("edm2"), tmp_path / "old", monkeypatch, **RGB)
+    save(run, run.compiled.init())
+    config = small("edm2", init_from=str(run.path))
+    again = build(config, tmp_path / "new", monkeypatch, shape=(8, 8, 3), **named(*names))
+    shared = len(rows) - 1
+    path = "condition/label/table"
+    assert again.begin.report[2] == (
+        f"in part: {path} ({shared} of 2 classes have a row, by name; so has no class)"
+    )
+    old = jnp.arange(1.0, 5.0)[:, None]
+    new = again.begin.found.changed[path].apply(old, jnp.zeros((3, 1)))
+    expected = [[old[rows[i], 0] if i in rows else 0.0] for i in range(3)]
+    np.testing.assert_array_equal(new, expected)
+
+
 @pytest.mark.parametrize("network", ["dit", "unet"])
 def test_fixed_positions_and_convolutions_lose_nothing(network, tmp_path, monkeypatch):
     run = build(small(network), tmp_path / "old", monkeypatch, **RGB)
     folder = save(run, run.compiled.init())
-    config = small(network, init_from=str(folder))
+    config = small(network, init_from=str(folder), network__unet__attention_resolutions=(16,))
     again = build(config, tmp_path / "new", monkeypatch, **{**RGB, "shape": (16, 16, 3)})
     assert len(again.begin.report) == 2
     assert "100.0%" in again.begin.report[1]

@@ -145,7 +145,7 @@ def network(config: Config, spec: DataSpec) -> Network:
     options["text"] = _text(config, spec)
     if preset := options.pop("preset", ""):
         with named("config."), section(f"network.{name}.preset"):
-            options |= PRESETS[name](preset)
+            options |= _preset(name, preset, options)
     with named("config."), section(f"network.{name}"):
         return functional(functools.partial(discrete.constructor(config, spec), **options))
 
@@ -156,6 +156,18 @@ PRESETS = {
     "unet": unet_preset,
     "uvit": uvit_preset,
 }
+
+
+def _preset(name: str, preset: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a preset, which may not silently replace one that was set otherwise."""
+    found, defaults = PRESETS[name](preset), configs.base().network[name]
+    for option, value in found.items():
+        if options[option] not in (defaults[option], value):
+            raise ConfigError(
+                f"config.network.{name}.{option}={options[option]!r}: the preset {preset!r} has "
+                f"{value!r}; take one of them, or config.network.{name}.preset=''"
+            )
+    return found
 
 
 def _conditions(config: Config, spec: DataSpec) -> tuple[str, ...]:

@@ -151,6 +151,11 @@ def _annotations(
     )
 
 
+def _to_train_on(splits: Sequence[str]) -> str:
+    """The folder for training among folders of splits; the first where none is called so."""
+    return next((name for name in splits if name.lower().startswith("train")), splits[0])
+
+
 def _classes(
     root: str, names: Sequence[str], labels: str, captioned: bool
 ) -> tuple[list[str], Int32[np.ndarray, " n"] | None]:
@@ -162,9 +167,10 @@ def _classes(
     loose = counts.pop("", 0)
     classes = sorted(counts)
     if len(classes) > 1 and {name.lower() for name in classes} <= _SPLIT_NAMES:
+        chosen = os.path.join(root, _to_train_on(classes))
         raise ConfigError(
             f"data.path={root} holds {', '.join(classes)}, which are no classes; "
-            f"name one: {PATH_FLAG}={os.path.join(root, classes[-2])}, or set labels='none'"
+            f"name one: {PATH_FLAG}={chosen}, or set labels='none'"
         )
     if labels == "auto" and (loose or len(classes) < 2):
         return [], None

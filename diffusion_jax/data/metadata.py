@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from diffusion_jax.errors import DataError, nearest
 FILES = ("metadata.jsonl", "metadata.csv")
 """One JSON object a line, or one row under a head of names: `file_name` relative to the folder, the
 caption, and numbers."""
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def file_in(root: str) -> str | None:
@@ -74,7 +74,7 @@ def from_metadata(
             raise DataError(f"{place}: file_name={name!r} stands in line {lines[row]} already")
         lines[row] = line
         if text_column is not None:
-            texts[row] = text(values, text_column, place)
+            texts[row] = text(values, text_column, place, " (or captions='none')")
         numbers[row] = [number(values, key, place) for key in scalars]
     _check_complete(path, names, missing, lines)
     return Annotations(
@@ -183,19 +183,20 @@ def _as_number(cell: str) -> float | str:
         return cell
 
 
-def text(values: dict[str, Any], key: str, place: str) -> str:
-    """The text under `key`, or a DataError that names `place`."""
+def text(values: dict[str, Any], key: str, place: str, instead: str = "") -> str:
+    """The text under `key`, or a DataError that names `place` and what else there is to do."""
     value = values.get(key)
     if not isinstance(value, str):
-        raise DataError(f"{place}: {_given(values, key)}; expected text")
+        raise DataError(f"{place}: {_given(values, key)}; expected text{instead}")
     return value
 
 
 def number(values: dict[str, Any], key: str, place: str) -> float:
     """The finite number under `key`, or a DataError that names `place`."""
     value = values.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"{place}: {_given(values, key)}; expected a finite number")
+    # Compared as it stands: JSON has integers that no float holds, and a batch carries float32.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise DataError(f"{place}: {_given(values, key)[:80]}; expected a finite number of float32")
     return float(value)
 
 

@@ -216,10 +216,14 @@ def _report(annotations: Annotations, spec: DataSpec, rows: np.ndarray, title: s
     count = len(rows)
     _LOG.info("%s: %d training pictures, %s", title, count, ", ".join(carried) or "nothing else")
     if spec.num_classes and annotations.labels is not None:
-        seen = np.bincount(annotations.labels[rows], minlength=spec.num_classes)
-        for label in np.flatnonzero(seen == 0):
+        # One line, and no table of the classes: numbers may be few and far between.
+        seen = np.unique(annotations.labels[rows])
+        if missing := spec.num_classes - len(seen):
+            gaps = np.flatnonzero(seen != np.arange(len(seen)))
+            label = int(gaps[0]) if len(gaps) else len(seen)
             name = repr(spec.classes[label]) if spec.classes else label
-            _LOG.warning("%s: class %s has no picture in training", title, name)
+            others = f" (nor {missing - 1} others)" if missing > 1 else ""
+            _LOG.warning("%s: class %s has no picture in training%s", title, name, others)
 
 
 def _shape(

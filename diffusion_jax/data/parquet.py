@@ -27,6 +27,8 @@ from diffusion_jax.errors import DataError
 
 _FIELD = "data.parquet"
 _CHOICES = ("auto", "column", "none")
+# Labels have at most nine digits, as those of tar shards.
+_HIGHEST = 10**9 - 1
 
 
 def parquet(
@@ -128,10 +130,15 @@ def _wanted(groups: RowGroups, choice: str, option: str, column: str) -> str | N
 
 def _values(groups: RowGroups, column: str) -> Any:
     """The column of all rows, without nulls."""
-    chunks = []
-    for table in groups.table([column]):
+    chunks, kind = [], groups.schema.field(column).type
+    for path, table in zip(groups.files, groups.table([column]), strict=True):
+        if table.column(0).type != kind:
+            raise DataError(
+                f"{path}: the column {column!r} holds {table.column(0).type}; expected {kind}, as "
+                f"in {groups.files[0]}"
+            )
         chunks += table.column(0).chunks
-    array = pyarrow()[0].chunked_array(chunks, type=groups.schema.field(column).type)
+    array = pyarrow()[0].chunked_array(chunks, type=kind)
     if array.null_count:
         row = next(i for i, value in enumerate(array) if not value.is_valid)
         raise DataError(
@@ -156,7 +163,7 @@ def _labels(
         index = {name: number for number, name in enumerate(names)}
         numbers = np.array([index[value] for value in values], np.int32)
     elif types.is_integer(kind):
-        numbers = array.to_numpy().astype(np.int32)
+        numbers = array.to_numpy()
         names = _class_names(groups, column)
     else:
         raise DataError(
@@ -164,10 +171,13 @@ def _labels(
             "classes, or labels='none'"
         )
     least, most = int(numbers.min()), int(numbers.max())
-    if least < 0 or (names and most >= len(names)):
+    # Before they become int32, where larger ones would stand for other classes.
+    highest = len(names) - 1 if names else _HIGHEST
+    if least < 0 or most > highest:
         row = int(np.argmin(numbers) if least < 0 else np.argmax(numbers))
-        expected = f"0 to {len(names) - 1}" if names else "0, 1, 2, ..."
+        expected = f"0 to {highest}" if names or least >= 0 else "0, 1, 2, ..."
         raise DataError(f"{groups.place(row)}: {column}={numbers[row]}; expected {expected}")
+    numbers = numbers.astype(np.int32)
     field = f"{_FIELD}.labels='column'"
     chosen = chosen_labels(numbers, asked_for, field, f"{groups.files[0]}, {column!r}")
     if chosen is None:

@@ -75,8 +75,8 @@ class View:
     def decode(self, encoded: bytes) -> UInt8[np.ndarray, "height width channels"]:
         """The pixels of one encoded picture, upright; of an animation the first frame.
 
-        Pictures of 16 bits are rounded to 8. An embedded ICC profile brings the colours to sRGB;
-        CMYK without one becomes RGB by the plain formula.
+        Greys of 16 bits are rounded to 8, colours of 16 keep their high byte. An embedded ICC
+        profile brings the colours to sRGB; CMYK without one becomes RGB by the plain formula.
         Resampling is by Lanczos; reductions by more than three begin with averaging, within JPEG
         by decoding fewer frequencies, which changes a picture by less than one level (RMS).
 

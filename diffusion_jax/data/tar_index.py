@@ -22,6 +22,7 @@ PARTS = ("picture", "cls", "txt", "json")
 """What a sample may consist of: one member for each."""
 
 _BLOCK = 512
+_CHUNK = 1 << 20
 # Members between two moments at which tarfile's own list of them, a kilobyte each, is emptied.
 _FORGET = 1000
 
@@ -170,6 +171,9 @@ def _index_shard(path: str, suffix: str) -> _Shard:
                     end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
                     if member.isreg():
                         _add(index, member, suffix)
+                    elif not member.isdir():
+                        # GNU tar writes a file that it meets twice as a link to the first.
+                        index.others["links or special files"] += 1
                     if number % _FORGET == 0:
                         tar.members = []  # pyright: ignore
             _check_end(file, path, end)
@@ -227,3 +231,9 @@ def _check_end(file: BinaryIO, path: str, end: int) -> None:
             f"{path} is cut short: its members end at byte {end}, it has {size} bytes and no end "
             "mark; copy it again"
         )
+    while rest := file.read(_CHUNK):
+        if rest.strip(b"\0"):
+            raise DataError(
+                f"{path} goes on after its end mark at byte {end}, as tar files do that were put "
+                "together with cat; unpack it with tar -i, and pack it again"
+            )

@@ -3,8 +3,9 @@
     p(x0 | x_t) ~ p_u(x0 | x_t) (p_c(x0 | x_t) / p_u(x0 | x_t))^w                               (1)
 
 token by token, normalised over the vocabulary, with conditional c, unconditional u and guidance w
-(Nisonoff et al. 2024; Schiff et al. 2024, section 3.1, who guide the reverse kernel: for masked
-diffusion the two are one). Sampling with (1) draws from no tilted joint distribution.
+(Nisonoff et al. 2024; Schiff et al. 2024, section 3.1, who guide the reverse kernel: of masked
+diffusion (1) guides what a mask becomes, and leaves the chance that it goes as it was). Sampling
+with (1) draws from no tilted joint distribution.
 """
 
 from __future__ import annotations

@@ -162,6 +162,9 @@ def text_list(prompts: Any, length: int) -> list[str]:
     for prompt in texts:
         if not isinstance(prompt, str):
             raise ConfigError(f"prompts={prompt!r}: expected a text")
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            # What a terminal passes on that is not UTF-8.
+            raise ConfigError(f"prompts={prompt!r}: not UTF-8; expected a text")
     long = [prompt for prompt in texts if len(prompt.encode("utf-8")) > length]
     if long:
         many = f"{len(long)} prompt{'s are' if len(long) > 1 else ' is'}"

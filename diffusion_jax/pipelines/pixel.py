@@ -137,6 +137,11 @@ class PixelPipeline:
         """
         options = self.defaults.replace(**changes)
         self._check_guidance(options)
+        if options.threshold != "none" and self.spec.kind != "image":
+            name = options.threshold
+            raise ConfigError(
+                f"threshold={name!r}: {self.spec.kind} are not clipped; expected 'none'"
+            )
         if self.schedule is None and options.solver != "ancestral":
             raise ConfigError(
                 f"solver={options.solver!r}: this process has no ODE; expected 'ancestral'"
@@ -162,6 +167,9 @@ class PixelPipeline:
 
     def _check_solver(self, options: SamplingOptions, name: str) -> None:
         """Walks through the solver, with nothing in place of the network."""
+        given = options.solver_options.get(name, {})
+        if name == "ancestral" and given:
+            raise ConfigError(f"ancestral option {next(iter(given))!r} is unknown; it takes none")
         if name == "ancestral" or self.schedule is None:
             return
         nothing = as_denoiser(lambda x, t: x, self.schedule)
@@ -173,7 +181,7 @@ class PixelPipeline:
         standard = {"key", "noise", "trajectory"}
         parameters = inspect.signature(solvers.get(name)).parameters.values()
         known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - standard
-        for option in options.solver_options.get(name, {}):
+        for option in given:
             if option not in known:
                 raise ConfigError(unknown_name(f"{name} option", option, known))
         with named(f"{name}."), _one_line():

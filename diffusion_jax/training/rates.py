@@ -65,6 +65,16 @@ class RateSchedule:
             raise ConfigError(
                 f"optimizer.reference_steps={self.reference_steps}: expected at least 0"
             )
+        if self.reference_steps and self.name != "inverse_sqrt":
+            raise ConfigError(
+                f"optimizer.reference_steps={self.reference_steps}: the schedule {self.name!r} "
+                "has none; set 0, or schedule='inverse_sqrt'"
+            )
+        if 0 < self.reference_steps < self.warmup_steps:
+            raise ConfigError(
+                f"optimizer.reference_steps={self.reference_steps}: the rate would fall before its "
+                f"peak; expected at least warmup_steps={self.warmup_steps}, or 0 for that"
+            )
 
     def __call__(self, count: Any) -> Any:
         """The learning rate of the update that follows `count` others."""

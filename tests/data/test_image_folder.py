@@ -116,6 +116,9 @@ def test_folders_named_after_splits_are_no_classes(root):
     assert f"--config.data.path={root / 'train'}" in str(error.value)
     assert load(root, labels="none").spec.num_classes == 0
     assert load(root / "train").spec.num_classes == 0
+    (root / "val").rename(root / "test")
+    with pytest.raises(ConfigError, match="test, train.*path=" + str(root / "train")):
+        load(root)
 
 
 def test_a_class_without_training_pictures_is_named(root, made, caplog):
@@ -126,6 +129,22 @@ def test_a_class_without_training_pictures_is_named(root, made, caplog):
     (root / "d" / f"{name}.png").write_bytes(made.encoded(np.zeros((6, 6, 3), np.uint8)))
     load(root)
     assert "class 'd' has no picture in training" in caplog.text
+
+
+@pytest.mark.parametrize("value", [1e39, 10**400, float("inf")])
+def test_numbers_beyond_float32_are_refused(root, value):
+    lines = lines_for(root, w=1)
+    lines[2]["w"] = value
+    write_lines(root, lines)
+    with pytest.raises(DataError, match=r"line 3: w=.*expected a finite number of float") as error:
+        load(root, scalars=("w",))
+    assert len(str(error.value)) < 400
+
+
+def test_numbers_without_captions_are_told_of_the_option(root):
+    write_lines(root, [{**line, "text": None} for line in lines_for(root)])
+    with pytest.raises(DataError, match=r"expected text \(or captions='none'\)"):
+        load(root)
 
 
 def test_what_is_no_picture_is_counted(root, caplog):

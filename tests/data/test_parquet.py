@@ -185,3 +185,16 @@ except data.registry.ConfigError as error:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     expected = "data.name='parquet' needs pyarrow; type: pip install 'diffusion-jax[parquet]'\n"
     assert done.stdout == expected, done.stderr
+
+
+def test_labels_beyond_32_bits_are_no_other_class(tmp_path, made):
+    write(tmp_path / "a.parquet", made, label=pa.array([2**32 + n % 2 for n in range(60)]))
+    with pytest.raises(DataError, match=r"row 1: label=4294967297; expected 0 to 999999999"):
+        load(tmp_path)
+
+
+def test_columns_whose_types_differ_between_files(tmp_path, made):
+    write(tmp_path / "a.parquet", made, label=pa.array([n % 2 for n in range(60)], pa.int64()))
+    write(tmp_path / "b.parquet", made, label=["ant" if n % 2 else "zoo" for n in range(60)])
+    with pytest.raises(DataError, match=r"b\.parquet: .*'label' holds string; expected int64, as"):
+        load(tmp_path)

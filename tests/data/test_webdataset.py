@@ -197,3 +197,35 @@ def test_a_shard_that_shrinks_during_a_run_is_named(root):
     (root / "part-02.tar").write_bytes(content[:3000])
     with pytest.raises(DataError, match=r"part-02\.tar ends before byte"):
         source.fetch(np.arange(len(source)))
+
+
+def test_what_follows_the_end_mark_is_not_left_aside(root):
+    content = (root / "part-00.tar").read_bytes()
+    whole = root / "part-00.tar"
+    whole.write_bytes(content + bytes(3 << 20))
+    load(whole)
+    whole.write_bytes(content + (root / "part-01.tar").read_bytes())
+    with pytest.raises(DataError, match=r"part-00\.tar goes on after its end mark at byte \d+"):
+        load(whole)
+
+
+def test_links_in_a_shard_are_counted(tmp_path, made, caplog):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number, picture in enumerate(made.Examples.made().pictures):
+            made.add_member(tar, f"{number:03d}.png", picture)
+        for name, kind in (("100.png", tarfile.LNKTYPE), ("101.png", tarfile.SYMTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "000.png"
+            tar.addfile(link)
+    load(tmp_path)
+    assert "left aside: 2 links or special files" in caplog.text
+
+
+def test_labels_far_between_make_one_warning(tmp_path, made, caplog):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number, picture in enumerate(made.Examples.made().pictures):
+            made.add_member(tar, f"{number:03d}.png", picture)
+            made.add_member(tar, f"{number:03d}.cls", str(999_999_998 * (number % 2)).encode())
+    assert load(tmp_path).spec.num_classes == 999_999_999
+    (message,) = [m for m in caplog.messages if "no picture in training" in m]
+    assert "class 1 has no picture in training (nor 999999996 others)" in message

@@ -330,7 +330,7 @@ def test_rotary_positions_alone_know_where_patches_stand():
         ({"scalars": -1}, r"network\.dit\.scalars=-1"),
         ({"features_after": 3}, r"network\.dit\.features_after=3: expected 0 \(none\) to 2"),
         ({"attention": "cudnn"}, r"network\.dit\.attention=cudnn takes bfloat16"),
-        ({"text": TextConfig(heads=3)}, r"network\.text\.bytes\.heads=3"),
+        ({"text": TextConfig(heads=3)}, r"text\.bytes\.heads=3"),
         ({"noise_input": "sigma"}, r"network\.dit\.noise_input='sigma' is unknown"),
         ({"dropout": -0.1}, r"network\.dit\.dropout=-0\.1"),
         ({"num_classes": -1}, r"network\.dit\.num_classes=-1"),

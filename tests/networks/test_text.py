@@ -182,11 +182,11 @@ def test_other_texts_than_the_network_was_built_for_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dim": 0}, r"network\.text\.bytes\.dim=0"),
-        ({"depth": 0}, r"network\.text\.bytes\.depth=0"),
-        ({"heads": 3}, r"network\.text\.bytes\.heads=3 does not divide .*\(128\); nearest: 2"),
-        ({"heads": 128}, r"network\.text\.bytes\.heads=128: heads of 1 .* at most 64 heads"),
-        ({"features": -1}, r"network\.text\.features=-1"),
+        ({"dim": 0}, r"text\.bytes\.dim=0"),
+        ({"depth": 0}, r"text\.bytes\.depth=0"),
+        ({"heads": 3}, r"text\.bytes\.heads=3 does not divide .*\(128\); nearest: 2"),
+        ({"heads": 128}, r"text\.bytes\.heads=128: heads of 1 .* at most 64 heads"),
+        ({"features": -1}, r"text\.features=-1"),
     ],
 )
 def test_bad_sizes_name_the_field(options, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from flax import nnx
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.networks import TextConfig, UNet, functional
 from diffusion_jax.networks.unet_blocks import StageOptions
+from diffusion_jax.parallel.mesh import make_mesh
+from diffusion_jax.parallel.sharding import path_name, shardings_for
 
 # Tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -196,6 +199,7 @@ def stacked(tree, plan):
     return out
 
 
+@pytest.mark.slow
 def test_neither_scan_nor_remat_changes_a_gradient():
     make = functools.partial(
         SMALL, (4, 4, 1), multipliers=(1, 2), blocks=3, dropout=0.3, encoder="residual"
@@ -221,6 +225,49 @@ def test_neither_scan_nor_remat_changes_a_gradient():
     two = gradients(scanned, stacked(tree, plan))
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(one))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=1e-4 * largest), one, two)
+
+
+@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_sharded_equals_unsharded(scan):
+    # Stacked blocks have tensor rules and single ones none: here they stand beside each other.
+    options: Any = {"attention_resolutions": (2,), "num_classes": 3, "blocks": 2, "scan": scan}
+    text = TextConfig(dim=8, depth=1, heads=2)
+    make = functools.partial(SMALL, (4, 4, 1), multipliers=(1, 2), text=text, **options)
+    net = functional(make)
+    rng = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        name = path_name(path)
+        spread = np.prod(leaf.shape[-4:-1]) ** -0.5 if name.endswith("kernel") else 0.2
+        return np.float32(name.endswith("scale") + spread * rng.normal(size=leaf.shape))
+
+    tree = jax.eval_shape(net.init, jax.random.key(0))
+    tree = jax.tree_util.tree_map_with_path(fill, tree)
+    _, noise, conditioning = inputs()
+    x = jax.random.normal(jax.random.key(1), (4, 4, 4, 1))
+
+    def loss(tree):
+        out = net.apply(tree, x, noise, {k: conditioning[k] for k in ("label", "text")})
+        return jnp.mean(jnp.sin(out)), out
+
+    step = jax.value_and_grad(loss, has_aux=True)
+    (_, out), gradients = jit(step)(tree)
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    shardings = shardings_for(tree, mesh, min_size=64)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(tree, shardings)
+        (_, out2), gradients2 = jit(step, out_shardings=(None, shardings))(placed)
+    if scan:
+        stack = placed["up"]["level1_0"]["blocks"]
+        for layer in (stack["residual"]["conv2"], stack["attention"]["cross"]["q"]):
+            kernel = layer["kernel"]
+            assert kernel.addressable_shards[0].data.size == kernel.size // 4
+    np.testing.assert_allclose(out2, out, atol=2e-5)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
+    for (path, one), two in zip(
+        jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(gradients2), strict=True
+    ):
+        np.testing.assert_allclose(two, one, atol=1e-4 * largest, err_msg=path_name(path))
 
 
 OPTIONS = [

@@ -156,6 +156,8 @@ def test_progress_counts_samples():
         ({"guidance_rescale": 2.0}, "guidance_rescale=2.0: expected 0..1"),
         ({"threshold": "dynamik"}, "did you mean 'dynamic'"),
         ({"threshold_percentile": 1.0}, "threshold_percentile=1.0: expected a number between"),
+        ({"threshold": "static"}, "threshold='static': points are not clipped; expected 'none'"),
+        ({"solver": "ancestral", "solver_options": {"eta": 0.5}}, "ancestral option 'eta'"),
         ({"solver": "ddim", "solver_options": {"eta": 3.0}}, "ddim.eta=3.0"),
         ({"solver": "ddpm", "solver_options": {"variance": "learned"}}, "ddpm.variance"),
         ({"solver": "ddim", "solver_options": {"eat": 1.0}}, "eat"),

@@ -166,3 +166,9 @@ def test_previews_show_the_captions_they_are_given(tmp_path):
     assert means(drawn[0]) == [1, 10, 1, 10]
     assert seen == [(3, "samples")]
     assert (tmp_path / "00000003.png").exists()
+
+
+def test_a_prompt_that_is_not_utf_8():
+    # What Python makes of a byte from the command line that is none.
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        text_list(["caf\udce9"], 10)

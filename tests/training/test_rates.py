@@ -62,6 +62,12 @@ def test_another_peak_keeps_the_shape():
             r"optimizer.cooldown_steps=50: expected 0..40",
         ),
         ("inverse_sqrt", {"reference_steps": -1}, "optimizer.reference_steps=-1"),
+        ("constant", {"reference_steps": 9}, "optimizer.reference_steps=9.*'constant' has none"),
+        (
+            "inverse_sqrt",
+            {"warmup_steps": 20, "reference_steps": 10},
+            "optimizer.reference_steps=10.*at least warmup_steps=20",
+        ),
     ],
 )
 def test_bad_schedules_are_refused(name, options, message):
