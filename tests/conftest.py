@@ -21,6 +21,10 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 )
 
+# A device that waits in a collective holds a thread: with one thread a device, collectives that do
+# not depend on each other can deadlock under any scheduler.
+os.environ.setdefault("PJRT_NPROC", "32")
+
 import jax
 import pytest
 from jaxtyping import install_import_hook
