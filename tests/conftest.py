@@ -33,6 +33,16 @@ jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook("diffusion_jax", "beartype.beartype")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """All tests at once run in two processes, file by file; chosen files run in this one."""
+    whole = config.args == config.getini("testpaths")
+    if not whole or not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"):
+        return
+    if config.option.numprocesses is None and not config.option.usepdb:
+        config.option.numprocesses, config.option.dist = 2, "loadfile"
+
+
 class Door:
     """A running `python -m diffusion_jax.<door>`."""
 

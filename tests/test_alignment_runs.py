@@ -149,6 +149,7 @@ def linear(params, x0):
     return x0.reshape(x0.shape[0], 4, 16) @ params["kernel"]
 
 
+@pytest.mark.slow
 def test_any_encoder_from_python(tmp_path):
     kernel = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
     given = FrozenEncoder(encode=linear, params={"kernel": kernel}, dim=6)

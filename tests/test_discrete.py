@@ -52,7 +52,7 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("process", ["masked", "uniform"])
+@pytest.mark.parametrize("process", ["masked", pytest.param("uniform", marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_where_one_left_in_peace_does(tmp_path, process):
     objective = "continuous" if process == "masked" else "variational"
     config = letters(process, objective)

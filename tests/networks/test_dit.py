@@ -118,8 +118,8 @@ def test_both_layouts_start_from_the_same_weights():
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("cross", {"scan": False}),
-        ("cross", {"remat": "full"}),
+        pytest.param("cross", {"scan": False}, marks=pytest.mark.slow),
+        pytest.param("cross", {"remat": "full"}, marks=pytest.mark.slow),
         ("in_context", {"remat": "dots", "scan": False}),
     ],
 )

@@ -112,9 +112,8 @@ def test_unit_variance_in_gives_unit_variance_out():
     np.testing.assert_allclose(apply(large, x, noise, {}), out, atol=2e-3)
 
 
-@pytest.mark.parametrize(
-    "options", [pytest.param({"scan": False}, marks=pytest.mark.slow), {"remat": "full"}]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"scan": False}, {"remat": "full"}])
 def test_neither_layout_nor_remat_changes_a_gradient(options):
     out, gradients = output_and_gradients()
     out2, gradients2 = output_and_gradients(**options)
@@ -200,6 +199,7 @@ def test_what_is_dropped_is_as_if_absent(name):
     assert np.abs(given - absent)[1].max() > 1e-3
 
 
+@pytest.mark.slow
 def test_sharded_equals_unsharded():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     shardings = shardings_for(params(), mesh, min_size=64)

@@ -28,7 +28,9 @@ def make(kind, **changes):
     )
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize(
+    "kind", ["dit", "dit2", "uvit", pytest.param("unet", marks=pytest.mark.slow)]
+)
 def test_logits_of_every_token(kind):
     network, shape = make(kind), SMALL[kind][1]
     params, apply = jax.jit(network.init)(jax.random.key(0)), jax.jit(network.apply)

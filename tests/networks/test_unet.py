@@ -227,7 +227,8 @@ def test_neither_scan_nor_remat_changes_a_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=1e-4 * largest), one, two)
 
 
-@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", [True, False])
 def test_sharded_equals_unsharded(scan):
     # Stacked blocks have tensor rules and single ones none: here they stand beside each other.
     options: Any = {"attention_resolutions": (2,), "num_classes": 3, "blocks": 2, "scan": scan}
@@ -278,7 +279,9 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(
+    "options", [*(pytest.param(o, marks=pytest.mark.slow) for o in OPTIONS[:3]), OPTIONS[3]]
+)
 def test_options_change_the_output_and_train_every_part(options):
     make = functools.partial(SMALL, (4, 4, 1), multipliers=(1, 2), **options)
     net = functional(make)

@@ -93,6 +93,7 @@ def assert_trees_close(a, b, tolerance=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance, rtol=1e-4), a, b)
 
 
+@pytest.mark.slow
 def test_neither_layout_nor_remat_changes_a_gradient():
     out, gradients = output_and_gradients()
     out2, gradients2 = output_and_gradients(scan=False, remat="full")

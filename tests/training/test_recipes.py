@@ -137,7 +137,7 @@ def compare(a, b, **tolerance):
 
 
 SHARDED = [
-    pytest.param("stochastic", adamw, id="stochastic"),
+    pytest.param("stochastic", adamw, id="stochastic", marks=pytest.mark.slow),
     pytest.param("masters", adamw, id="masters", marks=pytest.mark.slow),
     pytest.param("float32", muon, id="float32", marks=pytest.mark.slow),
 ]
