@@ -43,8 +43,13 @@ def attend(qkv, heads):
 
 
 class Residual(nn.Module):
-    def __init__(self, source, width, condition, heads):
+    def __init__(self, source, width, condition, heads, resample=""):
         super().__init__()
+        self.resample = {
+            "": lambda x: x,
+            "down": lambda x: F.avg_pool2d(x, 2),
+            "up": lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest"),
+        }[resample]
         self.norm1, self.conv1 = nn.GroupNorm(32, source), nn.Conv2d(source, width, 3, padding=1)
         self.ada = nn.Linear(condition, 2 * width)
         self.norm2, self.conv2 = nn.GroupNorm(32, width), nn.Conv2d(width, width, 3, padding=1)
@@ -55,7 +60,8 @@ class Residual(nn.Module):
             self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x, condition):
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        x = self.resample(x)
         scale, shift = self.ada(condition)[:, :, None, None].chunk(2, dim=1)
         h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
         x = self.skip(x) + h
@@ -76,14 +82,31 @@ class Resample(nn.Module):
 
 
 class UNet(nn.Module):
-    def __init__(self, shape, channels, multipliers, blocks, attention_resolutions, heads, classes):
+    def __init__(
+        self,
+        shape,
+        channels,
+        multipliers,
+        blocks,
+        attention_resolutions,
+        classes,
+        heads=4,
+        head_dim=None,
+        resample="conv",
+    ):
         super().__init__()
         widths = [channels * m for m in multipliers]
         levels = range(len(widths))
 
         def residual(source, level, attention):
             attention = attention or shape[0] >> level in attention_resolutions
-            return Residual(source, widths[level], 4 * channels, heads if attention else 0)
+            count = widths[level] // head_dim if head_dim else heads
+            return Residual(source, widths[level], 4 * channels, count if attention else 0)
+
+        def resampler(width, kind):
+            if resample == "block":
+                return Residual(width, width, 4 * channels, 0, resample=kind)
+            return Resample(width, up=kind == "up")
 
         self.condition = Condition(channels, 4 * channels, classes)
         self.stem = nn.Conv2d(shape[-1], channels, 3, padding=1)
@@ -94,7 +117,7 @@ class UNet(nn.Module):
                 width = widths[level]
                 skips.append(width)
             if level + 1 < len(widths):
-                self.down.append(Resample(width, up=False))
+                self.down.append(resampler(width, "down"))
                 skips.append(width)
         last = len(widths) - 1
         self.middle = nn.ModuleList(
@@ -103,12 +126,16 @@ class UNet(nn.Module):
                 Residual(width, width, 4 * channels, 0),
             ]
         )
+        # Whether a skip joins before the layer, layer by layer.
+        self.joins = []
         for level in reversed(levels):
             for _ in range(blocks + 1):
                 self.up.append(residual(width + skips.pop(), level, False))
                 width = widths[level]
+                self.joins.append(True)
             if level:
-                self.up.append(Resample(width, up=True))
+                self.up.append(resampler(width, "up"))
+                self.joins.append(False)
         self.norm, self.head = nn.GroupNorm(32, width), nn.Conv2d(width, shape[-1], 3, padding=1)
 
     def forward(self, x, noise, label):
@@ -120,8 +147,8 @@ class UNet(nn.Module):
             skips.append(h)
         for layer in self.middle:
             h = layer(h, condition)
-        for layer in self.up:
-            if isinstance(layer, Residual):
+        for layer, joins in zip(self.up, self.joins, strict=True):
+            if joins:
                 h = torch.cat([h, skips.pop()], dim=1)
             h = layer(h, condition)
         return self.head(F.silu(self.norm(h))).permute(0, 2, 3, 1)

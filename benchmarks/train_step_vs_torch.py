@@ -47,6 +47,35 @@ CASES: dict[str, dict[str, Any]] = {
         },
         "jax": {"scan": False},
     },
+    # The network of configs/cifar10_dit.py.
+    "dit_s": {
+        "network": "dit",
+        "batch": 8,
+        "sizes": {
+            "shape": [32, 32, 3],
+            "patch": 2,
+            "dim": 384,
+            "depth": 12,
+            "heads": 6,
+            "classes": 10,
+        },
+        "jax": {"scan": False},
+    },
+    # ADM's kind of U-Net with a third of its width.
+    "adm_small": {
+        "network": "unet",
+        "batch": 16,
+        "sizes": {
+            "shape": [32, 32, 3],
+            "channels": 64,
+            "multipliers": [1, 2, 3, 4],
+            "blocks": 1,
+            "attention_resolutions": [16, 8],
+            "head_dim": 64,
+            "resample": "block",
+            "classes": 10,
+        },
+    },
     "digits": {
         "network": "unet",
         "batch": 128,

@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from diffusion_jax import builders, config_rules, data, start, workdir
+from diffusion_jax import builders, config_rules, data, frozen, start, transfer, workdir
 from diffusion_jax import config as configs
 from diffusion_jax.checkpoints import Checkpointer
 from diffusion_jax.config import Config
 from diffusion_jax.errors import named
+from diffusion_jax.loading import load
 from diffusion_jax.lock import Lock, release_on_error
+from diffusion_jax.objectives.alignment import FrozenEncoder
+from diffusion_jax.objectives.base import network_params
 from diffusion_jax.parallel.arrays import global_batch
 from diffusion_jax.parallel.distributed import main_first, reached_preemption
 from diffusion_jax.parallel.flops import count_flops, peak_flops
 from diffusion_jax.parallel.mesh import check_batch_size, process_rows
-from diffusion_jax.pipelines.pixel import PixelPipeline
 from diffusion_jax.pipelines.previews import Previews
 from diffusion_jax.saves import Saves
 from diffusion_jax.training import writers
@@ -32,15 +35,18 @@ from diffusion_jax.training.progress import Progress
 from diffusion_jax.training.state import TrainState, position
 from diffusion_jax.training.validation import Validator
 
+__all__ = ["Run", "load", "train"]
+
 PyTree = Any
 
 
-def train(config: Config, path: str | Path) -> TrainState:
+def train(config: Config, path: str | Path, *, encoder: FrozenEncoder | None = None) -> TrainState:
     """Starts, resumes or extends the run of a workdir; returns when `config.steps` are done.
 
     Args:
         config: a config made from `diffusion_jax.config.base()`.
         path: the workdir. One that holds checkpoints of this config is resumed.
+        encoder: that of `objective.denoising.alignment`, where its name is "given".
 
     Raises:
         ConfigError: the config, the workdir or a checkpoint cannot work as given.
@@ -48,7 +54,7 @@ def train(config: Config, path: str | Path) -> TrainState:
         Preempted: SIGTERM was received and the state is saved.
         Aborted: too many non-finite steps in a row.
     """
-    return Run.build(config, path).train()
+    return Run.build(config, path, encoder).train()
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -61,7 +67,8 @@ class Run:
         model: network, process and prediction.
         train_data, validation_data: sources of the two splits.
         compiled: the training step on its mesh.
-        checkpoints: of this workdir.
+        frozen: what the step reads and never trains.
+        begin: makes the first state, where it is not one of fresh parameters.
         held: keeps other runs off the workdir; None but in process 0.
     """
 
@@ -71,20 +78,31 @@ class Run:
     train_data: data.Source
     validation_data: data.Source
     compiled: CompiledTrainer
-    checkpoints: Checkpointer
+    frozen: frozen.Frozen
+    begin: transfer.Beginning | None = None
     held: Lock | None = None
 
     @classmethod
-    def build(cls, config: Config, path: str | Path) -> Run:
+    def build(cls, config: Config, path: str | Path, encoder: FrozenEncoder | None = None) -> Run:
         """Builds and checks everything that needs no compilation."""
         config_rules.validate(config)
         config = builders.resolve(config)
         folder, held = start.open_workdir(path, config)
         with release_on_error(held):
-            return cls._build(config, folder, held)
+            config = start.as_begun(folder, config)
+            run = cls.put_together(config, folder, held, encoder)
+            run.checkpoints.steps()
+        return run
 
     @classmethod
-    def _build(cls, config: Config, folder: Path, held: Lock | None) -> Run:
+    def put_together(
+        cls,
+        config: Config,
+        folder: Path,
+        held: Lock | None = None,
+        encoder: FrozenEncoder | None = None,
+    ) -> Run:
+        """The run of a validated and resolved config; touches nothing in its workdir."""
         mesh = builders.mesh(config)
         with named("config."):
             check_batch_size(config.batch_size, config.accumulation, mesh)
@@ -93,14 +111,13 @@ class Run:
         train_data = main_first(lambda: builders.source(config, "train"))
         workdir.check_data(folder, train_data.spec, len(train_data))
         model = builders.model(config, train_data.spec)
-        compiled = builders.compiled(config, model, mesh)
+        parts = frozen.prepare(config, train_data.spec, mesh, encoder)
+        workdir.check_frozen(folder, parts.hashes)
+        compiled = builders.compiled(config, model, mesh, parts.encoder)
         with named("config.sampling."):
-            builders.pipeline(config, model, compiled.abstract_state.params, mesh).trace()
-        checkpoints = Checkpointer(
-            folder / workdir.CHECKPOINTS,
-            keep_last=config.checkpoint.keep_last,
-            keep_every=config.checkpoint.keep_every,
-        )
+            builders.pipeline(
+                config, model, network_params(compiled.abstract_state.params), mesh
+            ).trace()
         return cls(
             config=config,
             path=folder,
@@ -108,8 +125,18 @@ class Run:
             train_data=train_data,
             validation_data=builders.source(config, "validation"),
             compiled=compiled,
-            checkpoints=checkpoints,
+            frozen=parts,
+            begin=transfer.begin(config, folder, train_data.spec, compiled),
             held=held,
+        )
+
+    @functools.cached_property
+    def checkpoints(self) -> Checkpointer:
+        """Those of the workdir, opened for writing when they are first asked for."""
+        return Checkpointer(
+            self.path / workdir.CHECKPOINTS,
+            keep_last=self.config.checkpoint.keep_last,
+            keep_every=self.config.checkpoint.keep_every,
         )
 
     @property
@@ -126,7 +153,7 @@ class Run:
 
     def _train(self) -> TrainState:
         self.enable_cache()
-        state = self._saves.first_state(self.compiled)
+        state = self._saves.first_state(self.compiled, self.begin)
         first = int(state.step)
         if first >= self.config.steps:
             self.checkpoints.close()
@@ -141,7 +168,8 @@ class Run:
         with contextlib.ExitStack() as stack:
             stack.callback(self._saves.close)
             if self.is_main:
-                workdir.write_config(self.path, self.config, self.model.spec, len(self.train_data))
+                parts = self.model.spec, len(self.train_data), self.frozen.hashes
+                workdir.write_config(self.path, self.config, *parts)
             writer = writers.create(
                 self.path,
                 start_step=first,
@@ -188,21 +216,18 @@ class Run:
 
     def loop(self, batches: data.Prefetcher, writer: writers.Writer, progress: Progress) -> Loop:
         """The loop with its compiled step."""
-        frozen: dict[str, PyTree] = {}
-        local = self.loader().batch(0)
-        batch = self.compiled.abstract_batch(
-            {k: v for k, v in local.items() if k != "id"}, self.config.batch_size
-        )
+        trees = self.frozen.trees
+        batch = self.abstract_batch(self.loader().batch(0))
         began = time.perf_counter()
-        step = self.compiled.lower(batch, frozen).compile()
+        step = self.compiled.lower(batch, trees).compile()
         progress.note(f"train step compiled in {time.perf_counter() - began:.1f} s")
         return Loop(
             options=self._loop_options(batch),
             step=step,
-            frozen=frozen,
+            frozen=trees,
             batches=batches,
             ids=self.loader().ids,
-            metric_names=self.compiled.metric_names(batch, frozen),
+            metric_names=self.compiled.metric_names(batch, trees),
             save=self.save,
             should_stop=self._should_stop,
             hooks=self._hooks(writer),
@@ -211,14 +236,27 @@ class Run:
             workdir=str(self.path),
         )
 
-    def _loop_options(self, batch: PyTree) -> LoopOptions:
-        """Three forward passes a step: the backward pass costs two (recomputation not counted)."""
-        trainer, mesh = self.compiled.trainer, self.compiled.mesh
-        state = self.compiled.abstract_state
+    def abstract_batch(self, local: Mapping[str, Any]) -> PyTree:
+        """Shapes of the global batch whose part in this process is like `local`."""
+        given = {name: value for name, value in local.items() if name != "id"}
+        return self.compiled.abstract_batch(given, self.config.batch_size)
+
+    def flops_per_step(self, batch: PyTree) -> float:
+        """Three forward passes a step: the backward pass costs two (recomputation not counted).
+
+        The frozen encoder has no backward pass.
+        """
+        trainer, state = self.compiled.trainer, self.compiled.abstract_state
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.config.batch_size))
         stratum = jax.ShapeDtypeStruct((self.config.batch_size,), "float32")
         evaluate = functools.partial(trainer.evaluate, cells=self.config.batch_size)
-        forward = count_flops(evaluate, state.params, state, {}, batch, keys, stratum)
+        trees, encoder = self.frozen.trees, self.frozen.encoder
+        forward = count_flops(evaluate, state.params, state, trees, batch, keys, stratum)
+        once = count_flops(encoder.encode, encoder.params, batch["x"]) if encoder else 0
+        return 3.0 * forward - 2.0 * once
+
+    def _loop_options(self, batch: PyTree) -> LoopOptions:
+        mesh = self.compiled.mesh
         peak = peak_flops(mesh.devices.flat[0].device_kind)
         return LoopOptions(
             steps=self.config.steps,
@@ -228,7 +266,7 @@ class Run:
             guard_limit=self.config.guard.limit,
             profile_at=self.config.logging.profile_at,
             profile_steps=self.config.logging.profile_steps,
-            flops_per_step=3.0 * forward,
+            flops_per_step=self.flops_per_step(batch),
             peak_flops=peak * mesh.size if peak else None,
         )
 
@@ -249,7 +287,7 @@ class Run:
         config, hooks = self.config, []
         if config.validation.examples:
             hooks.append(Hook(name="validation", every=config.validation.every, run=self._validate))
-            if config.objective.name == "variational":
+            if builders.bound_steps(config):
                 run = self._bound()
                 hooks.append(Hook(name="bound", every=config.validation.every, run=run))
         previews = Previews(
@@ -258,6 +296,7 @@ class Run:
             folder=self.path / workdir.SAMPLES,
             trajectory=self.path / workdir.TRAJECTORY,
             last_step=config.steps,
+            prompts=self._held_out_captions(),
             write=self.is_main,
             show=writer.image,
         )
@@ -269,6 +308,14 @@ class Run:
 
         hooks.append(Hook(name="samples", every=config.sampling.every, run=sample))
         return hooks
+
+    def _held_out_captions(self) -> list[str] | None:
+        """Captions that the training never saw, for the grids."""
+        if "text" not in self.model.conditions:
+            return None
+        count = min(self.config.sampling.num, len(self.validation_data))
+        batch = self.validation_data.fetch(np.arange(count))
+        return data.decode_text(batch["conditioning"]["text"])
 
     def _validation_batches(self) -> Iterator[Any]:
         """Padded device batches of the held-out examples, one at a time."""
@@ -301,7 +348,7 @@ class Run:
         )
 
     def _validate(self, state: TrainState, step: int) -> Mapping[str, float]:
-        return self._validator(state, {})
+        return self._validator(state, self.frozen.trees)
 
     def _bound(self) -> Callable[[TrainState, int], Mapping[str, float]]:
         """The whole variational bound of the averaged weights, and its floor where it is known."""
@@ -319,31 +366,4 @@ class Run:
 
 def _weights(state: TrainState, name: str) -> PyTree:
     """The average called `name`, or the raw parameters for ""."""
-    return state.ema[name] if name else state.params
-
-
-def load(path: str | Path) -> PixelPipeline:
-    """The sampler of a trained workdir, with the averaged weights its config names.
-
-    Needs neither the data nor the devices of the training: where the config's mesh does not fit
-    the devices at hand, samples are split over all of them.
-
-    Raises:
-        ConfigError: no workdir there, or nothing to restore in it.
-    """
-    config = workdir.read_config(path)
-    start.enable_cache(config)
-    built = builders.model(config, workdir.read_spec(path))
-    on = builders.sampling_mesh(config)
-    compiled = builders.compiled(config, built, on)
-    checkpoints = Checkpointer(workdir.folder_of(path) / workdir.CHECKPOINTS, read_only=True)
-    name = config.sampling.ema
-    weights = (
-        {"ema": {name: compiled.abstract_state.ema[name]}}
-        if name
-        else {"params": compiled.abstract_state.params}
-    )
-    restored = checkpoints.restore_subtree(weights)
-    params = restored["ema"][name] if name else restored["params"]
-    checkpoints.close()
-    return builders.pipeline(config, built, params, on)
+    return network_params(state.ema[name] if name else state.params)

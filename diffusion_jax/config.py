@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from diffusion_jax import defaults
 from diffusion_jax.errors import ConfigError, nearest, unknown_name
 
 Config = Any
@@ -28,15 +29,21 @@ MAY_CHANGE = (
     "deterministic",
     "compilation_cache",
     "data.data_dir",
+    "data.path",
     "data.prefetch",
     "data.*.held_out",
-    "data.tfds.memory",
+    "data.*.memory",
+    "data.*.workers",
+    "data.*.max_unreadable",
     "mesh.*",
     "logging.*",
     "checkpoint.*",
     "validation.*",
     "sampling.*",
     "guard.*",
+    # Of the first start alone, and where an encoder lies: another one is known by its hash.
+    "init_from",
+    "objective.denoising.alignment.workdir.path",
 )
 """Fields that a resumed run may change; a difference in any other is an error. The batch size may
 change because the position in the data is kept in examples."""
@@ -58,13 +65,23 @@ def base() -> Config:
             # Folder of compiled programs kept between starts; "" takes the user's cache folder.
             # JAX_COMPILATION_CACHE_DIR of the environment goes before it.
             "compilation_cache": "",
-            "data": _data(),
-            "process": _process(),
-            "network": _network(),
-            "objective": _objective(),
-            "optimizer": _optimizer(),
+            "data": defaults.data(),
+            "process": defaults.process(),
+            "network": defaults.network(),
+            "text": defaults.text(),
+            "objective": defaults.objective(),
+            "optimizer": defaults.optimizer(),
+            # Parameters with a rate or decay of their own, by name: {"pattern": "regular expression
+            # of paths", "rate": peak learning rate, "decay": weight decay}, in a config file or by
+            # flags: --config.parameter_groups.last.pattern=head --config.parameter_groups.last.rate
+            # =1e-4. Of several that fit a path the first in the alphabet counts.
+            "parameter_groups": {},
             # More averages by name, in a config file or by flag: --config.ema.decays.long=0.9999.
-            "ema": {"decays": {"default": 0.999}, "warmup": True},
+            # `powers` are those of EDM2 by relative length (0.05 is a twentieth of the run), from
+            # which other lengths can be made afterwards.
+            "ema": {"decays": {"default": 0.999}, "warmup": True, "powers": {}},
+            # Workdir of another run whose weights this one starts from, as far as they fit.
+            "init_from": "",
             # Non-finite updates are skipped; more than `limit` in a row end the run with code 70.
             "guard": {"limit": 10},
             # Axis sizes; -1 takes the devices that are left.
@@ -73,149 +90,10 @@ def base() -> Config:
             # Intervals in steps. A profile of `profile_steps` steps starts at step `profile_at`.
             "logging": {"every": 50, "profile_at": 0, "profile_steps": 5, "tensorboard": True},
             "validation": {"every": 500, "examples": 512, "batch_size": placeholder(int)},
-            "sampling": _sampling(),
+            "sampling": defaults.sampling(),
         }
     )
     return config.lock()
-
-
-def _data() -> dict[str, Any]:
-    return {
-        "name": "digits",
-        "data_dir": "",
-        "prefetch": 4,
-        "digits": {},
-        # `held_out` examples beside the `size` of the training are for validation.
-        "points": {"distribution": "swiss_roll", "size": 65536, "held_out": 10000, "seed": 0},
-        "heartbeat": {"size": 50000, "held_out": 1000},
-        "tfds": {
-            "name": "mnist",
-            "train": "train",
-            "validation": "test",
-            "image_size": placeholder(int),
-            "flip": False,
-            # Bytes up to which a set is decoded once and held in memory.
-            "memory": 2 << 30,
-            # Damaged records of a set held in memory that are left out; one more is an error.
-            "max_unreadable": 0,
-        },
-    }
-
-
-def _process() -> dict[str, Any]:
-    return {
-        "name": "gaussian",
-        "gaussian": {
-            # What the network puts out: x0, eps, v, score, velocity or edm.
-            "prediction": "v",
-            # Standard deviation of the data, for the preconditioning and weighting "edm".
-            "sigma_data": 0.5,
-            "schedule": {
-                "name": "cosine",
-                "cosine": {"s": 0.0},
-                "linear_beta": {"beta_min": 0.1, "beta_max": 20.0},
-                "scaled_linear": {"beta_min": 0.85, "beta_max": 12.0},
-                "edm": {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0},
-                "rectified_flow": {"shift": 1.0},
-                "sigmoid": {"start": -3.0, "end": 3.0, "tau": 1.0},
-                # betas: "linear", "scaled_linear" or "cosine".
-                "table": {"betas": "linear", "steps": 1000},
-            },
-        },
-        "binomial": {},
-    }
-
-
-def _network() -> dict[str, Any]:
-    return {
-        "name": "unet",
-        "mlp": {"width": 128, "depth": 3, "dropout": 0.0},
-        "unet": {
-            "channels": 64,
-            "multipliers": (1, 2, 2),
-            "blocks": 2,
-            "attention_resolutions": (8,),
-            "head_dim": 64,
-            "dropout": 0.0,
-        },
-        "dit": {
-            "patch": 2,
-            "dim": 384,
-            "depth": 12,
-            "heads": 6,
-            "dropout": 0.0,
-            "scan": True,
-            "remat": "none",
-            "attention": "auto",
-        },
-        # What the network is told of the noise: logsnr, t, c_noise or timestep.
-        "noise_input": "logsnr",
-        # Whether the labels of the data, where it has them, condition the network.
-        "use_labels": True,
-    }
-
-
-def _objective() -> dict[str, Any]:
-    return {
-        "name": "denoising",
-        "denoising": {
-            "label_dropout": 0.1,
-            "time": {
-                "name": "uniform",
-                "stratified": True,
-                "uniform": {},
-                "log_normal": {"mean": -1.2, "std": 1.2},
-                "logit_normal": {"mean": 0.0, "std": 1.0},
-            },
-            "weighting": {
-                "name": "uniform",
-                "min_snr": {"gamma": 5.0},
-                "sigmoid": {"bias": -1.0},
-            },
-        },
-        "variational": {"num_steps": 100, "label_dropout": 0.0},
-    }
-
-
-def _optimizer() -> dict[str, Any]:
-    return {
-        "name": "adamw",
-        "learning_rate": 1e-3,
-        "schedule": "cosine",
-        "warmup_steps": 100,
-        "final_scale": 0.0,
-        # Largest global norm of a gradient; 0: no clipping.
-        "clip_norm": 1.0,
-        "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
-    }
-
-
-def _sampling() -> dict[str, Any]:
-    return {
-        # Grids during training (0: at the end only), from the weights named by `ema`.
-        "every": 0,
-        "num": 64,
-        "seed": 0,
-        "ema": "default",
-        "batch_size": 64,
-        "solver": "dpmpp_2m",
-        "steps": 20,
-        "guidance": 1.0,
-        "guidance_interval": (0.0, 1.0),
-        "guidance_rescale": 0.0,
-        # Of images: "none", "static" (to the range of the data) or "dynamic" (percentile, Imagen);
-        # "auto" is static for images and none for other data.
-        "threshold": "auto",
-        "threshold_percentile": 0.995,
-        "grid": {
-            "name": "uniform",
-            "uniform": {},
-            "karras": {"rho": 7.0},
-            "shifted": {"shift": 1.0},
-        },
-        "ddim": {"eta": 0.0},
-        "ddpm": {"variance": "small"},
-    }
 
 
 def component(config: Config, field: str) -> tuple[str, dict[str, Any]]:
@@ -287,7 +165,9 @@ def _is_read(path: str, config: Config) -> bool:
             return False
         branch = section[key]
         chosen = section.get("name")
-        if chosen in section and isinstance(branch, ConfigDict) and key != chosen:
+        # In a section of the user's own names "name" may be anything.
+        named = isinstance(chosen, str) and chosen in section
+        if named and isinstance(branch, ConfigDict) and key != chosen:
             return False
         section = branch
     return True
@@ -309,8 +189,10 @@ def from_json(values: Mapping[str, Any]) -> Config:
     return config
 
 
-OPEN_SECTIONS = ("config.ema.decays",)
-"""Sections whose keys are names given by the user, and whose values are numbers."""
+GROUPS = "config.parameter_groups"
+GROUP_FIELDS = {"pattern": str, "rate": float, "decay": float}
+OPEN_SECTIONS = ("config.ema.decays", "config.ema.powers", GROUPS)
+"""Sections whose keys are names given by the user; their values are numbers, or groups."""
 
 
 def _overlay(section: Config, values: Mapping[str, Any], path: str) -> None:
@@ -325,13 +207,34 @@ def _overlay(section: Config, values: Mapping[str, Any], path: str) -> None:
         elif not isinstance(value, Mapping):
             raise ConfigError(f"{field}={value!r}: expected a section, with {_some(section[key])}")
         elif field in OPEN_SECTIONS:
-            for name, number in value.items():
-                if isinstance(number, bool) or not isinstance(number, int | float):
-                    raise ConfigError(f"{field}.{name}={number!r}: expected a number")
+            check = _check_group if field == GROUPS else _check_number
+            for name, given in value.items():
+                check(f"{field}.{name}", given)
             with section.unlocked():
                 section[key] = ConfigDict(dict(value)).lock()
         else:
             _overlay(section[key], value, field)
+
+
+def _check_number(field: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{field}={value!r}: expected a number")
+
+
+def _check_group(field: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"{field}={value!r}: expected a section, such as {{'pattern': 'head', 'rate': 1e-4}}"
+        )
+    for name, given in value.items():
+        if name not in GROUP_FIELDS:
+            raise ConfigError(unknown_name(f"{field} field", name, GROUP_FIELDS))
+        if given is None:
+            continue
+        if GROUP_FIELDS[name] is float:
+            _check_number(f"{field}.{name}", given)
+        elif not isinstance(given, str):
+            raise ConfigError(f"{field}.{name}={given!r}: expected a text, such as 'head'")
 
 
 def _some(section: Config) -> str:

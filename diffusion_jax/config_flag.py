@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
-from diffusion_jax.config import OPEN_SECTIONS, Config, base
+from diffusion_jax.config import GROUP_FIELDS, GROUPS, OPEN_SECTIONS, Config, base
 from diffusion_jax.errors import ConfigError, DiffusionJaxError
 
 NAME = "config"
@@ -123,11 +123,24 @@ def _open(config: Config) -> None:
     arguments = flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False)
     for flag, _ in given(arguments):
         section_name, _, name = flag.rpartition(".")
+        group = section_name.rpartition(".")[0] == GROUPS and name in GROUP_FIELDS
+        if group:
+            section_name, _, name = section_name.rpartition(".")
         if section_name not in OPEN_SECTIONS or not name.isidentifier():
             continue
         section = config
         for key in section_name.split(".")[1:]:
             section = section.get(key) if isinstance(section, ConfigDict) else None
-        if isinstance(section, ConfigDict) and name not in section:
-            with section.unlocked():
+        if not isinstance(section, ConfigDict):
+            continue
+        with section.unlocked():
+            if group:
+                # A group of the config file may lack some of its fields.
+                if name not in section:
+                    section[name] = ConfigDict()
+                fields = section[name]
+                if isinstance(fields, ConfigDict):
+                    for key in set(GROUP_FIELDS) - set(fields):
+                        fields[key] = placeholder(GROUP_FIELDS[key])
+            elif name not in section and section_name != GROUPS:
                 section[name] = placeholder(float)

@@ -30,9 +30,10 @@ def validate(config: Config) -> None:
     if config.compute_dtype not in ("auto", "float32", "bfloat16"):
         known = ("auto", "float32", "bfloat16")
         raise ConfigError(unknown_name("config.compute_dtype", config.compute_dtype, known))
-    if config.sampling.ema not in ("", *config.ema.decays):
-        known = ("", *config.ema.decays)
-        raise ConfigError(unknown_name("config.sampling.ema", config.sampling.ema, known))
+    averages = (*config.ema.decays, *config.ema.powers)
+    if config.sampling.ema not in ("", *averages):
+        message = unknown_name("config.sampling.ema", config.sampling.ema, averages)
+        raise ConfigError(f"{message}; or '' for the weights themselves")
     for name, decay in config.ema.decays.items():
         if not 0 <= decay < 1:
             raise ConfigError(f"config.ema.decays.{name}={decay!r}: expected 0 <= decay < 1")
@@ -67,7 +68,9 @@ def _check_fields(config: Config) -> None:
 
 def _check_value(path: str, value: Any) -> None:
     if isinstance(value, list):
-        if not all(isinstance(v, int | float) and math.isfinite(v) for v in value):
+        if path.endswith(".scalars"):
+            _check_names(path, value)
+        elif not all(isinstance(v, int | float) and math.isfinite(v) for v in value):
             raise ConfigError(f"config.{path}={tuple(value)!r}: expected numbers, such as (1, 2)")
         return
     if value is None:
@@ -82,17 +85,34 @@ def _check_value(path: str, value: Any) -> None:
         raise ConfigError(f"config.{path}={value!r}: expected less than 2**32")
     if path in _RATES and not 0 <= value < 1:
         raise ConfigError(f"config.{path}={value!r}: expected a number in [0, 1)")
+    if path.endswith("_dropout") and not 0 <= value <= 1:
+        raise ConfigError(f"config.{path}={value!r}: expected a probability between 0 and 1")
+    if path == "objective.denoising.alignment.workdir.time" and not 0 <= value <= 1:
+        raise ConfigError(f"config.{path}={value!r}: expected a time from 0 to 1")
 
 
-_SEEDS = ("seed", "sampling.seed", "data.points.seed")
+def _check_names(path: str, values: list[Any]) -> None:
+    if not all(isinstance(value, str) and value for value in values):
+        raise ConfigError(f"config.{path}={tuple(values)!r}: expected names, such as ('size',)")
+
+
+_SEEDS = ("seed", "sampling.seed", "data.points.seed", "data.markov.seed")
 _POSITIVE = (
     "optimizer.adamw.eps",
+    "optimizer.muon.eps",
+    "optimizer.muon.rms",
     "objective.denoising.time.log_normal.std",
     "objective.denoising.time.logit_normal.std",
     "process.gaussian.sigma_data",
     "objective.denoising.weighting.min_snr.gamma",
 )
-_RATES = ("optimizer.adamw.b1", "optimizer.adamw.b2")
+_RATES = (
+    "optimizer.adamw.b1",
+    "optimizer.adamw.b2",
+    "optimizer.muon.b1",
+    "optimizer.muon.b2",
+    "optimizer.muon.beta",
+)
 _MINIMA = {
     "steps": 1,
     "seed": 0,
@@ -104,6 +124,11 @@ _MINIMA = {
     "data.points.size": 1,
     "data.points.held_out": 1,
     "data.heartbeat.size": 1,
+    "data.markov.size": 1,
+    "data.markov.held_out": 1,
+    "data.markov.seed": 0,
+    "objective.variational.num_steps": 1,
+    "objective.continuous.bound_steps": 0,
     "data.heartbeat.held_out": 1,
     "guard.limit": 0,
     "checkpoint.every": 1,
@@ -124,6 +149,15 @@ _MINIMA = {
     "optimizer.learning_rate": 0,
     "optimizer.clip_norm": 0,
     "optimizer.final_scale": 0,
+    "optimizer.adaptive_clip": 0,
+    "optimizer.cooldown_steps": 0,
+    "optimizer.reference_steps": 0,
     "optimizer.adamw.weight_decay": 0,
+    "optimizer.muon.newton_schulz_steps": 1,
+    "optimizer.muon.weight_decay": 0,
+    "objective.denoising.uncertainty.mlp.channels": 1,
+    "objective.denoising.alignment.hidden": 1,
+    "objective.denoising.alignment.workdir.features_after": 1,
+    "objective.denoising.alignment.weight": 0,
     "optimizer.warmup_steps": 0,
 }

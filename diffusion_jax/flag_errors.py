@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import OPEN_SECTIONS
+from diffusion_jax.config import GROUPS, OPEN_SECTIONS
 from diffusion_jax.config_flag import given, loaded, one_line
 from diffusion_jax.errors import DiffusionJaxError, nearest
 
@@ -46,7 +46,9 @@ def _unknown_field(field: str, value: str | None) -> str | None:
         if key not in section:
             close = nearest(key, section.keys())
             hint = f"did you mean {path}.{close}?" if close else f"known: {', '.join(section)}"
-            if path in OPEN_SECTIONS:
+            if path == GROUPS:
+                hint = f"a new one has a pattern, and a rate or decay: {path}.NAME.pattern=head"
+            elif path in OPEN_SECTIONS:
                 hint = "a new one is a name of letters, digits and _"
             return f"{field}={value!r}: {path} has no field {key!r}; {hint}"
         section, path = section[key], f"{path}.{key}"

@@ -15,6 +15,7 @@ WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a trained run.")
 OUT = flags.DEFINE_string("out", "", "Folder to write to.")
 NUM = flags.DEFINE_integer("num", 64, "Number of samples.")
 LABELS = flags.DEFINE_string("labels", "", "Classes, such as 3,7; cycled up to --num.")
+PROMPT = flags.DEFINE_multi_string("prompt", [], "A caption; may be given several times.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight; 1 is the conditional model.")
 SOLVER = flags.DEFINE_string("solver", None, "Solver, such as ddim or dpmpp_2m.")
 STEPS = flags.DEFINE_integer("steps", None, "Steps of the solver.")
@@ -24,6 +25,10 @@ GUIDANCE_INTERVAL = flags.DEFINE_string(
 GUIDANCE_RESCALE = flags.DEFINE_float("guidance_rescale", None, "Rescaling of guidance, 0 to 1.")
 THRESHOLD = flags.DEFINE_string("threshold", None, "none, static or dynamic.")
 SOLVER_OPTIONS = flags.DEFINE_string("solver_options", "", "Of the solver, such as eta=0.5.")
+EMA = flags.DEFINE_string("ema", None, "Average to sample from; '' takes the raw weights.")
+EMA_LENGTH = flags.DEFINE_float(
+    "ema_length", None, "Relative length of an average to make, such as 0.08; see ema.powers."
+)
 SEED = flags.DEFINE_integer("seed", 0, "Same seed, same samples.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Samples a compiled batch.")
 TRAJECTORY = flags.DEFINE_bool("trajectory", False, "Also write every state on the way.")
@@ -40,10 +45,11 @@ def run() -> None:
     main = jax.process_index() == 0
     folder = output.prepare(OUT.value) if main else Path(OUT.value)
     labels = doors.numbers("labels", LABELS.value, int, "3,7")
-    pipeline = api.load(WORKDIR.value)
+    pipeline = api.load(WORKDIR.value, ema=EMA.value, ema_length=EMA_LENGTH.value, note=doors.note)
     samples = pipeline.sample(
         NUM.value,
         labels=labels,
+        prompts=PROMPT.value,
         seed=SEED.value,
         guidance=GUIDANCE.value,
         solver=SOLVER.value,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -25,8 +26,14 @@ class Saves:
         self._checkpoints, self._path = checkpoints, path
         self._under_way = False
 
-    def first_state(self, compiled: CompiledTrainer) -> TrainState:
+    def first_state(
+        self, compiled: CompiledTrainer, begin: Callable[[], TrainState] | None = None
+    ) -> TrainState:
         """The newest checkpoint of the workdir, or a fresh state where there never was one.
+
+        Args:
+            compiled: the training step.
+            begin: makes a fresh state; None for one of initial parameters.
 
         Raises:
             ConfigError: the checkpoints are gone, unreadable or of another run.
@@ -36,7 +43,7 @@ class Saves:
             workdir.check_never_saved(self._path)
             if main and (self._path / workdir.CONFIG_FILE).exists():
                 print(f"{self._path} holds no checkpoint yet: starts at step 0", flush=True)
-            return compiled.init()
+            return compiled.init() if begin is None else begin()
         state, metadata = self._checkpoints.restore(compiled.abstract_state, step)
         held = _described(state, int(state.step))
         if step != held["step"] or any(metadata.get(name) != held[name] for name in held):

@@ -25,8 +25,10 @@ CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 OF_A_PROCESS = (
     "compilation_cache",
     "data.data_dir",
+    "data.path",
     "data.prefetch",
-    "data.tfds.memory",
+    "data.*.memory",
+    "data.*.workers",
     "logging.*",
 )
 """Fields that may differ between the processes of a run."""
@@ -46,7 +48,7 @@ def open_workdir(path: str | Path, config: Config) -> tuple[Path, lock.Lock | No
         folder = workdir.prepare(path, config)
         if jax.process_index() == 0:
             held = lock.take(folder)
-        _newest(folder)
+        newest(folder)
     except ConfigError as mistake:
         error = mistake
     with lock.release_on_error(held):
@@ -57,8 +59,24 @@ def open_workdir(path: str | Path, config: Config) -> tuple[Path, lock.Lock | No
     return folder, held
 
 
-def _newest(folder: Path) -> int | None:
+def newest(folder: Path) -> int | None:
+    """The newest checkpoint of a workdir; None where there is none."""
     return max(complete_steps(epath.Path(folder) / workdir.CHECKPOINTS), default=None)
+
+
+def as_begun(folder: Path, config: Config) -> Config:
+    """The config with the `init_from` that a run began with: it is of the first start alone."""
+    if newest(folder) is None:
+        return config
+    begun = workdir.read_config(folder).init_from
+    if begun == config.init_from:
+        return config
+    if jax.process_index() == 0:
+        how = f"from {begun}" if begun else "from fresh parameters"
+        print(f"config.init_from={config.init_from!r} is left: {folder} began {how}", flush=True)
+    result = configs.from_json(configs.to_json(config))
+    result.init_from = begun
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +108,7 @@ def _agree(folder: Path, config: Config, held: lock.Lock | None, error: ConfigEr
     views: list[_View] = []
     for seconds in VISIBLE_AFTER:
         time.sleep(seconds)
-        step = None if error else _newest(folder)
+        step = None if error else newest(folder)
         token = held.token if held else lock.token_in(folder)
         mine = _View(error and str(error), fields, str(folder), step, token)
         views = [_View(**view) for view in gather_json(dataclasses.asdict(mine))]

@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ CHECKPOINTS = "checkpoints"
 SAVED_FILE = ".saved"
 SAMPLES = "samples"
 TRAJECTORY = "trajectory.gif"
+DRY_RUN = "dry_run"
 METRICS = "metrics.jsonl"
 PACKAGES = ("diffusion-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -85,8 +86,9 @@ def folder_of(workdir: str | Path) -> Path:
         raise ConfigError(f"workdir={workdir}: {error}; name a folder in full") from None
 
 
-BEFORE = (".*", "*.log", "*.out", "*.err", "lost+found", CHECKPOINTS, "events.*")
-"""What a launcher puts into a folder before a run, and what one killed early leaves there."""
+BEFORE = (".*", "*.log", "*.out", "*.err", "lost+found", CHECKPOINTS, "events.*", DRY_RUN)
+"""What a launcher puts into a folder before a run, and what one that was killed early or only
+tried left there."""
 
 
 def _may_precede(path: Path) -> bool:
@@ -193,6 +195,34 @@ def check_data(path: Path, spec: DataSpec, examples: int) -> None:
         )
 
 
+def check_frozen(path: Path, hashes: Mapping[str, str]) -> None:
+    """Compares the frozen parts of a run with those that a workdir was made with.
+
+    Args:
+        path: the workdir; a new one passes.
+        hashes: of the parameters at hand, by name.
+
+    Raises:
+        ConfigError: a part is another one.
+    """
+    if not (path / CONFIG_FILE).exists():
+        return
+    try:
+        old = json.loads((path / CONFIG_FILE).read_text()).get("frozen", {})
+    except (OSError, ValueError):
+        old = _described(path, "frozen", dict)
+    changed = [
+        f"{name}: parameters {old.get(name)} -> {hashes.get(name)}"
+        for name in sorted({*old, *hashes})
+        if old.get(name) != hashes.get(name)
+    ]
+    if changed:
+        raise ConfigError(
+            f"workdir={path} was made with another frozen encoder ({', '.join(changed)}); take "
+            "that one back or name a new workdir"
+        )
+
+
 def _described(path: Path, entry: str, kind: type) -> Any:
     """An entry of `config.json`."""
     path = folder_of(path)
@@ -216,12 +246,20 @@ def _described(path: Path, entry: str, kind: type) -> Any:
     return values
 
 
-def write_config(path: Path, config: Config, spec: DataSpec, examples: int) -> None:
-    """Writes `config.json`: config, shape and number of the training data, versions, commit."""
+def write_config(
+    path: Path,
+    config: Config,
+    spec: DataSpec,
+    examples: int,
+    frozen: Mapping[str, str] | None = None,
+) -> None:
+    """Writes `config.json`: config, shape and number of the training data, hashes of what is
+    frozen, versions, commit."""
     described = {
         "config": configs.to_json(config),
         "data_spec": dataclasses.asdict(spec),
         "train_examples": examples,
+        "frozen": dict(frozen or {}),
         "versions": versions(),
         "git_commit": git_commit(),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import json
 import os
@@ -20,12 +21,26 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 )
 
+# A device that waits in a collective holds a thread: with one thread a device, collectives that do
+# not depend on each other can deadlock under any scheduler.
+os.environ.setdefault("PJRT_NPROC", "32")
+
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook("diffusion_jax", "beartype.beartype")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """All tests at once run in two processes, file by file; chosen files run in this one."""
+    whole = config.args == config.getini("testpaths")
+    if not whole or not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"):
+        return
+    if config.option.numprocesses is None and not config.option.usepdb:
+        config.option.numprocesses, config.option.dist = 2, "loadfile"
 
 
 class Door:
@@ -99,3 +114,16 @@ def start_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     server.stdin.close()
     server.stdout.close()
     server.wait()
+
+
+@pytest.fixture(scope="session")
+def write_tfds() -> Callable[..., Path]:
+    """`tfds_files.write_data_set`, which conftest files of other folders can reach only here."""
+    spec = importlib.util.spec_from_file_location(
+        "tfds_files", Path(__file__).with_name("tfds_files.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.write_data_set

@@ -79,7 +79,7 @@ def no_compiling(monkeypatch):
 MISTAKES = {
     "component": (
         lambda: tiny(network__name="mpl"),
-        ["config.network.name='mpl'", "did you mean 'mlp'?", "dit, mlp, unet"],
+        ["config.network.name='mpl'", "did you mean 'mlp'?", "dit, edm2, mlp, unet, uvit"],
     ),
     "schedule": (
         lambda: tiny(process__gaussian__schedule__name="cosin"),
@@ -597,6 +597,10 @@ FLAGS = [
     ([SMOKE, "--config.ema.decays.long=x"], ["config.ema.decays.long='x'", "a number"]),
     ([SMOKE, "--config.ema.decays.long=2", "--workdir=x"], ["config.ema.decays.long=2.0", "< 1"]),
     ([SMOKE, "--config.ema.decays.a-b=0"], ["config.ema.decays.a-b='0'", "letters, digits"]),
+    (
+        [SMOKE, "--config.parameter_groups.a.rat=1"],
+        ["config.parameter_groups.a.rat=", "no field", "a pattern, and a rate"],
+    ),
     ([SMOKE], ["--workdir is missing"]),
     (["--workdir=x"], ["--config is missing"]),
     ([SMOKE, "--workdir=x", "steps=3"], ["argument 'steps=3' is no flag"]),

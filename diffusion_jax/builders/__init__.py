@@ -6,9 +6,18 @@ line within seconds. Nothing below this room takes a config.
 
 from __future__ import annotations
 
+from diffusion_jax.builders.discrete import bound_steps
 from diffusion_jax.builders.engine import bound, compiled, mesh, trainer
-from diffusion_jax.builders.models import Model, model, network, resolve, schedule, source
-from diffusion_jax.builders.objectives import objective
+from diffusion_jax.builders.models import (
+    PRESETS,
+    Model,
+    model,
+    network,
+    resolve,
+    schedule,
+    source,
+)
+from diffusion_jax.builders.objectives import feature_shape, objective
 from diffusion_jax.builders.sampling import (
     pipeline,
     sampling_mesh,
@@ -17,9 +26,12 @@ from diffusion_jax.builders.sampling import (
 )
 
 __all__ = [
+    "PRESETS",
     "Model",
     "bound",
+    "bound_steps",
     "compiled",
+    "feature_shape",
     "mesh",
     "model",
     "network",

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_jax import config as configs
+from diffusion_jax.builders.discrete import bound_steps
 from diffusion_jax.builders.models import Model
 from diffusion_jax.builders.objectives import objective
 from diffusion_jax.config import Config
@@ -17,54 +18,101 @@ from diffusion_jax.diffusion import (
 )
 from diffusion_jax.errors import named, section
 from diffusion_jax.evaluation.bound import BoundEvaluator, floor_bits
+from diffusion_jax.objectives.alignment import FrozenEncoder
 from diffusion_jax.parallel.mesh import make_mesh
 from diffusion_jax.training.compiled import CompiledTrainer
-from diffusion_jax.training.optimizer import adamw, warmup_schedule
+from diffusion_jax.training.optimizer import (
+    RateGroup,
+    adamw,
+    check_groups,
+    muon,
+    rate_groups,
+    warmup_schedule,
+)
+from diffusion_jax.training.precision import Precision
+from diffusion_jax.training.rates import RateSchedule
 from diffusion_jax.training.step import Trainer
 
 PyTree = Any
 
 
-OPTIMIZERS = {"adamw": adamw}
+OPTIMIZERS = {"adamw": adamw, "muon": muon}
 
 
-def trainer(config: Config, built: Model) -> Trainer:
-    """The engine's pure functions."""
-    name, options = configs.component(config.optimizer, "optimizer")
-    section_config = config.optimizer
-    with section("optimizer"):
-        rate = warmup_schedule(
-            section_config.schedule,
-            section_config.learning_rate,
+def _rate(config: Config) -> RateSchedule:
+    """The learning rate of every update."""
+    o = config.optimizer
+    with named("config."), section("optimizer"):
+        return warmup_schedule(
+            o.schedule,
+            o.learning_rate,
             steps=config.steps,
-            warmup_steps=section_config.warmup_steps,
-            final_scale=section_config.final_scale,
+            warmup_steps=o.warmup_steps,
+            final_scale=o.final_scale,
+            cooldown_steps=o.cooldown_steps,
+            reference_steps=o.reference_steps,
         )
-    optimizer = OPTIMIZERS[name](rate, clip_norm=section_config.clip_norm or None, **options)
-    return Trainer(
-        objective=objective(config, built),
-        init_params=built.network.init,
-        optimizer=optimizer,
-        learning_rate=rate,
-        ema_decays=config.ema.decays.to_dict(),
-        ema_warmup=config.ema.warmup,
-        seed=config.seed,
-        accumulation=config.accumulation,
-    )
 
 
-def compiled(config: Config, built: Model, on: Mesh) -> CompiledTrainer:
-    """The engine on a mesh."""
-    return CompiledTrainer(
-        trainer(config, built), on, config.mesh.fsdp_min_size, config.deterministic
+def _groups(config: Config, rate: RateSchedule) -> tuple[RateGroup, ...]:
+    with named("config."), section("parameter_groups"):
+        return rate_groups(config.parameter_groups.to_dict(), rate)
+
+
+def trainer(config: Config, built: Model, encoder: FrozenEncoder | None = None) -> Trainer:
+    """The engine's pure functions; see `compiled`."""
+    name, options = configs.component(config.optimizer, "optimizer")
+    o = config.optimizer
+    rate = _rate(config)
+    groups = _groups(config, rate)
+    with named("config."), section(f"optimizer.{name}"):
+        optimizer = OPTIMIZERS[name](
+            rate,
+            clip_norm=o.clip_norm or None,
+            adaptive_clip=o.adaptive_clip or None,
+            groups=groups,
+            **options,
+        )
+    with named("config."):
+        return Trainer(
+            objective=objective(config, built, encoder),
+            init_params=built.network.init,
+            optimizer=optimizer,
+            learning_rate=rate,
+            ema_decays=config.ema.decays.to_dict(),
+            ema_warmup=config.ema.warmup,
+            ema_powers=config.ema.powers.to_dict(),
+            precision=Precision(o.precision),
+            seed=config.seed,
+            accumulation=config.accumulation,
+        )
+
+
+def compiled(
+    config: Config, built: Model, on: Mesh, encoder: FrozenEncoder | None = None
+) -> CompiledTrainer:
+    """The engine on a mesh.
+
+    Args:
+        config: the whole config.
+        built: network, process and data.
+        on: the mesh.
+        encoder: that of the alignment. Without one nothing is aligned: all that sampling needs.
+    """
+    result = CompiledTrainer(
+        trainer(config, built, encoder), on, config.mesh.fsdp_min_size, config.deterministic
     )
+    params = result.abstract_state.params
+    with named("config."):
+        check_groups(_groups(config, _rate(config)), params)
+    return result
 
 
 def bound(
     config: Config, built: Model, examples: Source, on: Mesh
 ) -> tuple[BoundEvaluator, dict[str, float]]:
     """The evaluator of the variational bound; its floor in bits, where the data are enumerable."""
-    times = time_grids.uniform(config.objective.variational.num_steps)
+    times = time_grids.uniform(bound_steps(config))
     evaluator = BoundEvaluator(
         denoiser=built.denoiser, process=built.process, times=times, seed=config.seed, mesh=on
     )

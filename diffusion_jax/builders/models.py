@@ -13,6 +13,7 @@ import numpy as np
 
 from diffusion_jax import config as configs
 from diffusion_jax import data
+from diffusion_jax.builders import discrete
 from diffusion_jax.config import Config
 from diffusion_jax.data import DataSpec, Source
 from diffusion_jax.diffusion import (
@@ -22,7 +23,9 @@ from diffusion_jax.diffusion import (
     schedules,
 )
 from diffusion_jax.errors import ConfigError, named, section, unknown_name
-from diffusion_jax.networks import NETWORKS, Network, functional
+from diffusion_jax.networks import Network, TextConfig, functional
+from diffusion_jax.networks.presets_dit import dit_preset, uvit_preset
+from diffusion_jax.networks.presets_unet import edm2_preset, unet_preset
 
 PyTree = Any
 
@@ -36,9 +39,9 @@ class Model:
         spec: the data.
         process: the noising process.
         schedule: of a Gaussian process, else None.
-        prediction: what the network puts out; "logits" for the binomial process.
+        prediction: what the network puts out; "logits" of bits and tokens.
         sigma_data: for EDM preconditioning.
-        conditional: whether the network reads labels.
+        conditions: names of the conditioning that the network reads: label, text, scalar.
     """
 
     network: Network
@@ -47,7 +50,12 @@ class Model:
     schedule: Any
     prediction: str
     sigma_data: float
-    conditional: bool
+    conditions: tuple[str, ...]
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network reads labels."""
+        return "label" in self.conditions
 
     def denoiser(self, params: PyTree, conditioning: Mapping[str, Any]) -> denoiser.Denoiser:
         """The network bound to parameters and conditioning."""
@@ -64,12 +72,7 @@ class Model:
                 sigma_data=self.sigma_data,
             )
 
-        def bits(x: Any, t: Any, carry: Any) -> tuple[denoiser.Denoised, Any]:
-            x0 = jax.nn.sigmoid(predict(x, jnp.broadcast_to(t, x.shape[:1])))
-            # Bits have no Gaussian noise; ancestral sampling reads x0 alone.
-            return denoiser.Denoised(x0=x0, eps=jnp.zeros_like(x)), carry
-
-        return denoiser.Denoiser(step=bits)
+        return discrete.as_denoiser(predict, self.process)
 
     def estimate(self, params: PyTree, x: Any, t: Any, conditioning: Any, key: Any) -> Any:
         """x0_hat = E[x0 | x_t] as the variational objective wants it; `key` for dropout."""
@@ -78,11 +81,16 @@ class Model:
         return keyed.denoiser(params, conditioning)(x, t).x0
 
 
+OWN_DATA = ("image_folder", "webdataset", "parquet", "latents")
+
+
 def source(config: Config, split: str) -> Source:
     """The examples of a split."""
     name, options = configs.component(config.data, "data")
     if name == "tfds":
         options["data_dir"] = config.data.data_dir or None
+    if name in (*OWN_DATA, "text"):
+        options["path"] = config.data.path
     with named("config."), section(f"data.{name}"):
         return data.load(name, split, **options)
 
@@ -131,9 +139,55 @@ def network(config: Config, spec: DataSpec) -> Network:
     options["dtype"] = jnp.dtype(_compute_dtype(config))
     _check_attention(f"config.network.{name}.attention", options)
     options["noise_input"] = config.network.noise_input
-    options["num_classes"] = spec.num_classes if config.network.use_labels else 0
+    conditions = _conditions(config, spec)
+    options["num_classes"] = spec.num_classes if "label" in conditions else 0
+    options["scalars"] = len(spec.scalars)
+    options["text"] = _text(config, spec)
+    if preset := options.pop("preset", ""):
+        with named("config."), section(f"network.{name}.preset"):
+            options |= _preset(name, preset, options)
     with named("config."), section(f"network.{name}"):
-        return functional(functools.partial(NETWORKS[name], spec.shape, **options))
+        return functional(functools.partial(discrete.constructor(config, spec), **options))
+
+
+PRESETS = {
+    "dit": dit_preset,
+    "edm2": edm2_preset,
+    "unet": unet_preset,
+    "uvit": uvit_preset,
+}
+
+
+def _preset(name: str, preset: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a preset, which may not silently replace one that was set otherwise."""
+    found, defaults = PRESETS[name](preset), configs.base().network[name]
+    for option, value in found.items():
+        if options[option] not in (defaults[option], value):
+            raise ConfigError(
+                f"config.network.{name}.{option}={options[option]!r}: the preset {preset!r} has "
+                f"{value!r}; take one of them, or config.network.{name}.preset=''"
+            )
+    return found
+
+
+def _conditions(config: Config, spec: DataSpec) -> tuple[str, ...]:
+    """What of the data's conditioning the network reads."""
+    given = {
+        "label": config.network.use_labels and spec.num_classes > 0,
+        "text": config.text.name != "none",
+        "scalar": bool(spec.scalars),
+    }
+    return tuple(name for name, used in given.items() if used)
+
+
+def _text(config: Config, spec: DataSpec) -> TextConfig | None:
+    name, options = configs.component(config.text, "text")
+    if name == "none":
+        return None
+    if not spec.text_length:
+        raise ConfigError(f"config.text.name={name!r}: the data have no captions; expected 'none'")
+    with section(f"text.{name}"):
+        return TextConfig(**options)
 
 
 def _check_attention(field: str, options: Mapping[str, Any]) -> None:
@@ -154,20 +208,21 @@ def model(config: Config, spec: DataSpec) -> Model:
     process_name, options = configs.component(config.process, "process")
     shared = {
         "spec": spec,
-        "conditional": bool(config.network.use_labels and spec.num_classes),
+        "conditions": _conditions(config, spec),
     }
-    if process_name == "binomial":
-        _check_binomial(config, spec)
+    discrete.check(config, spec)
+    if process_name != "gaussian":
+        tokens = process_name in discrete.PROCESSES
         return Model(
             network=network(config, spec),
-            process=processes.Binomial(**options),
+            process=discrete.process(config, options, spec)
+            if tokens
+            else processes.Binomial(**options),
             schedule=None,
             prediction="logits",
             sigma_data=1.0,
             **shared,
         )
-    if spec.kind == "bits":
-        raise ConfigError(f"config.process.name={process_name!r}: bits need the process 'binomial'")
     noise_schedule = schedule(config)
     prediction = options["prediction"]
     with named("config.process.gaussian."), section("process.gaussian.prediction"):
@@ -180,22 +235,3 @@ def model(config: Config, spec: DataSpec) -> Model:
         sigma_data=options["sigma_data"],
         **shared,
     )
-
-
-def _check_binomial(config: Config, spec: DataSpec) -> None:
-    expected = {
-        "data.name": (spec.kind == "bits", config.data.name, "data of bits, such as 'heartbeat'"),
-        "objective.name": (
-            config.objective.name == "variational",
-            config.objective.name,
-            "'variational'",
-        ),
-        "network.noise_input": (
-            config.network.noise_input == "t",
-            config.network.noise_input,
-            "'t' (a binomial process has no signal-to-noise ratio)",
-        ),
-    }
-    for field, (good, value, wanted) in expected.items():
-        if not good:
-            raise ConfigError(f"config.{field}={value!r}: the process 'binomial' needs {wanted}")

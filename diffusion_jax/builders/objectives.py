@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from diffusion_jax import config as configs
@@ -16,19 +18,42 @@ from diffusion_jax.diffusion import (
     time_sampling,
     weightings,
 )
-from diffusion_jax.errors import ConfigError, section, unknown_name
-from diffusion_jax.objectives.base import Objective
+from diffusion_jax.errors import ConfigError, named, section, unknown_name
+from diffusion_jax.networks import Network
+from diffusion_jax.objectives.adaptive_time import AdaptiveTime
+from diffusion_jax.objectives.alignment import Alignment, FrozenEncoder
+from diffusion_jax.objectives.base import Context, Objective
+from diffusion_jax.objectives.continuous import Continuous
 from diffusion_jax.objectives.denoising import Denoising
+from diffusion_jax.objectives.uncertainty import Uncertainty
 from diffusion_jax.objectives.variational import Variational
 
 PyTree = Any
+FEATURED = ("dit", "uvit")
+"""Networks with inner features."""
 
 
-def objective(config: Config, built: Model) -> Objective:
-    """What is minimised."""
+def objective(config: Config, built: Model, encoder: FrozenEncoder | None = None) -> Objective:
+    """What is minimised, and what the network asks for after each update.
+
+    Args:
+        config: the whole config.
+        built: network, process and data.
+        encoder: features are aligned with those of this one, if there is one.
+    """
+    found = _objective(config, built, encoder)
+
+    def post_update(params: PyTree, context: Context) -> PyTree:
+        return built.network.post_update(found.post_update(params, context))
+
+    return dataclasses.replace(found, post_update=post_update)
+
+
+def _objective(config: Config, built: Model, encoder: FrozenEncoder | None) -> Objective:
     name, options = configs.component(config.objective, "objective")
-    drop = {"label": options["label_dropout"]} if built.conditional else {}
-    _check_probability(f"config.objective.{name}.label_dropout", options["label_dropout"])
+    drop = {}
+    for condition in built.conditions:
+        drop[condition] = options[f"{condition}_dropout"]
     if name == "variational":
         with section("objective.variational.num_steps"):
             times = time_grids.uniform(options["num_steps"])
@@ -37,23 +62,82 @@ def objective(config: Config, built: Model) -> Objective:
                 estimate=built.estimate, process=built.process, times=times, drop=drop
             )
         )
-    return Objective(
-        function=Denoising(
-            apply=built.network.apply,
-            noise_input=built.network.noise_input,
-            schedule=built.schedule,
-            prediction=built.prediction,
-            sample_time=_sample_time(config, built.schedule),
-            weight=_weight(config, built),
-            sigma_data=built.sigma_data,
-            drop=drop,
+    if name == "continuous":
+        return Objective(
+            function=Continuous(estimate=built.estimate, process=built.process, drop=drop)
         )
+    denoising = Denoising(
+        apply=built.network.apply,
+        noise_input=built.network.noise_input,
+        schedule=built.schedule,
+        prediction=built.prediction,
+        sample_time=_sample_time(config, built.schedule),
+        weight=_weight(config, built),
+        sigma_data=built.sigma_data,
+        drop=drop,
+        adaptive=_adaptive(config),
+        uncertainty=_uncertainty(config),
+        alignment=_alignment(config, built, encoder),
     )
+    return denoising.objective()
 
 
-def _check_probability(field: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise ConfigError(f"{field}={value!r}: expected a probability between 0 and 1")
+def _adaptive(config: Config) -> AdaptiveTime | None:
+    field = "objective.denoising.adaptive"
+    name, options = configs.component(config.objective.denoising.adaptive, field)
+    if name == "none":
+        return None
+    with named("config."), section(f"{field}.{name}"):
+        return AdaptiveTime(stratified=config.objective.denoising.time.stratified, **options)
+
+
+def _uncertainty(config: Config) -> Uncertainty | None:
+    field = "objective.denoising.uncertainty"
+    name, options = configs.component(config.objective.denoising.uncertainty, field)
+    if name == "none":
+        return None
+    with section(f"{field}.{name}"):
+        return Uncertainty(**options)
+
+
+def _alignment(config: Config, built: Model, encoder: FrozenEncoder | None) -> Alignment | None:
+    if encoder is None:
+        return None
+    own = config.objective.denoising.alignment
+    x = jax.ShapeDtypeStruct((1, *built.spec.shape), "float32")
+    noise = jax.ShapeDtypeStruct((1,), "float32")
+    with named("config."):
+        found = feature_shape(config.network.name, built.network, x, noise)
+        part = Alignment(
+            encode=encoder.encode,
+            feature_dim=found.shape[-1],
+            target_dim=encoder.dim,
+            hidden=own.hidden,
+            weight=own.weight,
+        )
+        params = jax.eval_shape(lambda: part.init(jax.random.key(0)))
+        with section("objective.denoising.alignment"), named("objective.denoising."):
+            jax.eval_shape(part, params, found, {part.frozen: encoder.params}, x)
+    return part
+
+
+def feature_shape(name: str, network: Network, x: Any, noise: Any) -> Any:
+    """Shape and dtype of the inner features of a network; `x` and `noise` may be shapes.
+
+    Raises:
+        ConfigError: a network of this kind has none, or gives none.
+    """
+    if name not in FEATURED:
+        raise ConfigError(
+            f"network.name={name!r} gives no features for an alignment; known: "
+            f"{', '.join(FEATURED)}"
+        )
+
+    def features(key: Any, x: Any, noise: Any) -> Any:
+        params = network.init(key)
+        return network.apply(params, x, noise, {}, return_features=True)[1]
+
+    return jax.eval_shape(features, jax.eval_shape(lambda: jax.random.key(0)), x, noise)
 
 
 def _sample_time(config: Config, noise_schedule: Any) -> Callable[[Any, Any, int], Any]:

@@ -106,6 +106,7 @@ def _karras(config: Config, noise_schedule: schedules.Schedule) -> Callable[[int
 
 def pipeline(config: Config, built: Model, params: PyTree, on: Mesh) -> PixelPipeline:
     """The sampler of a trained model."""
+    dropouts = config.objective[config.objective.name]
     with section("sampling"):
         return PixelPipeline(
             params=params,
@@ -113,8 +114,8 @@ def pipeline(config: Config, built: Model, params: PyTree, on: Mesh) -> PixelPip
             process=built.process,
             schedule=built.schedule,
             spec=built.spec,
-            conditional=built.conditional,
-            guidable=config.objective[config.objective.name].label_dropout > 0,
+            conditions=built.conditions,
+            guidable=all(dropouts[f"{name}_dropout"] > 0 for name in built.conditions),
             times=time_grid(config, built),
             mesh=on,
             defaults=sampling_options(config, built),

@@ -6,6 +6,7 @@ from diffusion_jax.data.loader import Loader, sequential_batches
 from diffusion_jax.data.prefetch import Prefetcher
 from diffusion_jax.data.registry import SOURCES, load
 from diffusion_jax.data.spec import Batch, DataSpec, Source
+from diffusion_jax.data.text import decode as decode_text
 
 __all__ = [
     "SOURCES",
@@ -14,6 +15,7 @@ __all__ = [
     "Loader",
     "Prefetcher",
     "Source",
+    "decode_text",
     "load",
     "sequential_batches",
 ]

@@ -7,100 +7,66 @@ is several times faster than TFDS's general decoder (60,000 MNIST images in abou
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from jaxtyping import Int32, Int64, UInt8
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import Int64
 from tensorflow_datasets.proto import tf_example_pb2
 
-from diffusion_jax.data.arrays import from_uint8
+from diffusion_jax.data.annotations import Conditioning
+from diffusion_jax.data.pictures import PictureError
 from diffusion_jax.data.shards import Shard
-from diffusion_jax.data.spec import Batch, DataSpec
-from diffusion_jax.data.transforms import resize
 from diffusion_jax.errors import DataError
 
 _READ_ERRORS = (RuntimeError, OSError, ValueError)
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
-
-class UnreadableError(Exception):
-    """One record that cannot be decoded; the text says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordSource:
-    """Images that are read and decoded when they are asked for.
+class RecordStore:
+    """Encoded images and labels, read when they are asked for.
 
     Attributes:
-      spec: of the examples, after resizing.
       shards: where the records lie, in order.
       records: the raw records, with `__getitems__(list of indices) -> list of bytes`.
       image_key: name of the image feature.
       label_key: name of the label feature, or None.
-      image_size: side to crop and resize to, or None.
+      num_classes: labels are below it.
     """
 
-    spec: DataSpec
     shards: Sequence[Shard]
     records: Any
     image_key: str
     label_key: str | None = None
-    image_size: int | None = None
+    num_classes: int = 0
 
     def __len__(self) -> int:
         return sum(shard.count for shard in self.shards)
 
-    def ids(self, indices: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    def example_ids(self) -> Int64[np.ndarray, " n"]:
         """Number of each record in all splits of the data set, in their stored order."""
-        starts = np.cumsum([0] + [shard.count for shard in self.shards])
-        shard = np.searchsorted(starts, indices, side="right") - 1
-        first_ids = np.array([shard.first_id for shard in self.shards], np.int64)
-        return first_ids[shard] + indices - starts[shard]
+        runs = [np.arange(s.first_id, s.first_id + s.count, dtype=np.int64) for s in self.shards]
+        return np.concatenate(runs)
 
-    def fetch(
-        self,
-        indices: Int64[np.ndarray, " n"],
-        positions: Int64[np.ndarray, " n"] | None = None,
-    ) -> Batch:
-        """Read and decode the examples at `indices`; positions change nothing here.
-
-        Raises:
-          DataError: a record or its shard is damaged.
-        """
-        pixels, labels, errors = self.decode(indices)
-        if errors:
-            index, reason = next(iter(errors.items()))
-            raise DataError(f"{self.place(index)}: {reason}")
-        return {
-            "x": from_uint8(pixels),
-            "conditioning": {} if labels is None else {"label": labels},
-            "id": self.ids(indices),
-        }
-
-    def decode(
+    def read(
         self, indices: Int64[np.ndarray, " n"]
-    ) -> tuple[
-        UInt8[np.ndarray, "n height width channels"], Int32[np.ndarray, " n"] | None, dict[int, str]
-    ]:
-        """Pixels, labels, and the reason for each index that cannot be decoded (left at 0).
+    ) -> tuple[list[bytes | PictureError], Conditioning]:
+        """The images and labels at `indices`.
 
         Raises:
           DataError: a shard cannot be read.
         """
-        pixels = np.zeros((len(indices), *self.spec.shape), np.uint8)
+        images: list[bytes | PictureError] = []
         labels = np.zeros(len(indices), np.int32)
-        errors: dict[int, str] = {}
-        for row, (index, record) in enumerate(zip(indices, self._read(indices), strict=True)):
+        for row, record in enumerate(self._read(indices.tolist())):
             try:
-                pixels[row], labels[row] = self._decode_record(record)
-            except UnreadableError as error:
-                errors[int(index)] = str(error)
-        return pixels, None if self.label_key is None else labels, errors
+                image, labels[row] = self._parse(record)
+            except PictureError as error:
+                image = error
+            images.append(image)
+        return images, {} if self.label_key is None else {"label": labels}
 
     def place(self, index: int) -> str:
         """The file and record number of an example, for messages."""
@@ -110,8 +76,7 @@ class RecordSource:
             index -= shard.count
         raise IndexError(index)
 
-    def _read(self, indices: Int64[np.ndarray, " n"]) -> list[bytes]:
-        wanted = [int(i) for i in indices]
+    def _read(self, wanted: list[int]) -> list[bytes]:
         try:
             return self.records.__getitems__(wanted)
         except _READ_ERRORS:
@@ -125,43 +90,25 @@ class RecordSource:
             reason = " ".join(str(error).split())
             raise DataError(f"{self.place(index)}: the shard cannot be read ({reason})") from error
 
-    def _decode_record(self, record: bytes) -> tuple[np.ndarray, int]:
+    def _parse(self, record: bytes) -> tuple[bytes, int]:
         try:
             # Its classes are made at import, where a type checker cannot see them.
             example = tf_example_pb2.Example.FromString(record)  # pyright: ignore
             features = example.features.feature
         except DecodeError as error:
-            raise UnreadableError(f"not a tf.train.Example ({error})") from error
-        label = self._decode_label(features)
+            raise PictureError(f"not a tf.train.Example ({error})") from error
+        label = self._label(features)
         values = features[self.image_key].bytes_list.value
         if len(values) != 1:
-            raise UnreadableError(f"{len(values)} values of {self.image_key!r}; expected 1 image")
-        return self._decode_image(values[0]), label
+            raise PictureError(f"{len(values)} values of {self.image_key!r}; expected 1 image")
+        return values[0], label
 
-    def _decode_label(self, features: Any) -> int:
+    def _label(self, features: Any) -> int:
         if self.label_key is None:
             return 0
         values = features[self.label_key].int64_list.value
-        if len(values) != 1 or not 0 <= values[0] < self.spec.num_classes:
-            raise UnreadableError(
-                f"{self.label_key}={list(values)}; expected one of 0 to {self.spec.num_classes - 1}"
+        if len(values) != 1 or not 0 <= values[0] < self.num_classes:
+            raise PictureError(
+                f"{self.label_key}={list(values)}; expected one of 0 to {self.num_classes - 1}"
             )
         return values[0]
-
-    def _decode_image(self, encoded: bytes) -> np.ndarray:
-        height, width, channels = self.spec.shape
-        try:
-            with Image.open(io.BytesIO(encoded)) as image:
-                image = image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
-                if self.image_size is not None:
-                    image = resize(image, self.image_size)
-                pixels = np.asarray(image)
-        except UnidentifiedImageError as error:
-            raise UnreadableError("its image is of no known format") from error
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UnreadableError(f"its image cannot be decoded ({error})") from error
-        if pixels.shape[:2] != (height, width):
-            raise UnreadableError(
-                f"its image is {pixels.shape[0]} x {pixels.shape[1]}; expected {height} x {width}"
-            )
-        return pixels.reshape(height, width, channels)

@@ -8,16 +8,28 @@ from typing import Any, get_args
 
 from diffusion_jax.data.digits import digits
 from diffusion_jax.data.heartbeat import heartbeat
+from diffusion_jax.data.image_folder import image_folder
+from diffusion_jax.data.latents import latents
+from diffusion_jax.data.markov import markov
+from diffusion_jax.data.parquet import parquet
 from diffusion_jax.data.points import points
 from diffusion_jax.data.spec import Source, Split
+from diffusion_jax.data.text_file import text
 from diffusion_jax.data.tfds import tfds
+from diffusion_jax.data.webdataset import webdataset
 from diffusion_jax.errors import ConfigError, unknown_name
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "digits": digits,
     "points": points,
     "heartbeat": heartbeat,
+    "latents": latents,
+    "markov": markov,
+    "text": text,
     "tfds": tfds,
+    "image_folder": image_folder,
+    "webdataset": webdataset,
+    "parquet": parquet,
 }
 """Name -> function of (split, **options)."""
 

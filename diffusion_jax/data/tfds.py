@@ -9,21 +9,24 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
 import urllib.parse
 import urllib.request
 from typing import Any
 
 import numpy as np
 
-from diffusion_jax.data.arrays import ArraySource
+from diffusion_jax.data.held import held_if_it_fits
+from diffusion_jax.data.own import check_limits
+from diffusion_jax.data.picture_source import Faults, PictureSource
+from diffusion_jax.data.pictures import check_view, view
 from diffusion_jax.data.shards import check_disjoint, shards_of
 from diffusion_jax.data.spec import DataSpec, Source, Split
 from diffusion_jax.data.transforms import HorizontalFlip
+from diffusion_jax.data.workers import workers as shared_workers
 from diffusion_jax.errors import ConfigError, DataError, nearest
 
 _LOG = logging.getLogger(__name__)
-_CHUNK = 4096
+_FIELD = "data.tfds"
 _CONNECT_SECONDS = 5.0
 
 
@@ -35,13 +38,13 @@ def tfds(
     train: str = "train",
     validation: str = "test",
     image_size: int | None = None,
+    crop: str = "center",
     flip: bool = False,
     memory: int = 2 << 30,
     max_unreadable: int = 0,
+    workers: int | None = None,
 ) -> Source:
     """Images in [-1, 1] with their class labels; the id is the record's number in all splits.
-
-    A set of at most `memory` bytes as uint8 is decoded once; a larger one a batch at a time.
 
     Args:
       split: which of the two split expressions to load.
@@ -49,11 +52,7 @@ def tfds(
       data_dir: where prepared data sets lie; None for TFDS_DATA_DIR or ~/tensorflow_datasets.
       train: TFDS split expression for training, such as "train[:90%]".
       validation: split expression for validation; it must not overlap that for training.
-      image_size: crop to a centred square and resize to this side; None keeps the stored size.
-      flip: mirror half of the training images.
-      memory: bytes up to which a set is held in memory.
-      max_unreadable: records that may be damaged, in a set held in memory: they are named in the
-        log and left out. One more is an error.
+      image_size, crop, flip, memory, max_unreadable, workers: see `own.Options`.
 
     Raises:
       ConfigError: unknown name or split expression, overlapping splits, or images of mixed sizes
@@ -61,31 +60,41 @@ def tfds(
       DataError: the data set is missing and cannot be downloaded, is not stored as array_record,
         has no 8-bit images, or is damaged.
     """
-    if image_size is not None and image_size < 1:
-        raise ConfigError(f"data.tfds.image_size={image_size}: expected at least 1")
+    check_view(_FIELD, image_size=image_size, crop=crop)
+    check_limits(_FIELD, max_unreadable=max_unreadable, memory=memory, workers=workers)
     builder = _prepared_builder(name, data_dir)
     chosen = {"train": train, "validation": validation}
     shards = _chosen_shards(builder, name, chosen, split)
+    store, spec = _store(builder, shards, chosen[split], image_size)
+    title = f"{name} {chosen[split]}"
+    source = PictureSource(
+        spec=spec,
+        store=store,
+        example_ids=store.example_ids(),
+        view=view(_FIELD, image_size=image_size, channels=spec.shape[2], crop=crop),
+        faults=Faults(max_unreadable, title),
+        workers=shared_workers(workers),
+    )
+    held = held_if_it_fits(source, memory, title)
+    return HorizontalFlip(source=held) if flip and split == "train" else held
 
+
+def _store(builder: Any, shards: Any, split: str, image_size: int | None) -> tuple[Any, DataSpec]:
     # These pull in TFDS itself, which takes half a second that other sources need not spend.
     import tensorflow_datasets as lib
 
-    from diffusion_jax.data.records import RecordSource
+    from diffusion_jax.data.records import RecordStore
 
     image_key, label_key, spec = _features(builder, image_size)
-    source: Source = RecordSource(
-        spec=spec,
+    raw = lib.decode.DeserializeMethod.RAW_BYTES
+    store = RecordStore(
         shards=shards,
-        records=builder.as_data_source(
-            split=chosen[split], deserialize_method=lib.decode.DeserializeMethod.RAW_BYTES
-        ).data_source,
+        records=builder.as_data_source(split=split, deserialize_method=raw).data_source,
         image_key=image_key,
         label_key=label_key,
-        image_size=image_size,
+        num_classes=spec.num_classes,
     )
-    if len(source) * int(np.prod(spec.shape)) <= memory:
-        source = _decoded(source, f"{name} {chosen[split]}", max_unreadable)
-    return HorizontalFlip(source=source) if flip and split == "train" else source
+    return store, spec
 
 
 def _chosen_shards(builder: Any, name: str, chosen: dict[str, str], split: Split) -> Any:
@@ -121,10 +130,34 @@ def _prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any
     if stored is not lib.core.FileFormat.ARRAY_RECORD:
         raise DataError(
             f"{builder.data_path} is stored as {stored.value if stored else 'nothing'}; expected "
-            f"array_record. Prepare it again in another folder: {_command(name, 'DIR')}; then: "
-            "--config.data.data_dir=DIR"
+            f"array_record. To convert it into a folder DIR of your choice, without downloading, "
+            f"type: {_conversion(builder, name)}; then: --config.data.data_dir=DIR"
         )
     return builder
+
+
+def _conversion(builder: Any, name: str) -> str:
+    """What to type to write prepared records again as array_record, images byte for byte.
+
+    TFDS's own `tfds convert_format` needs Apache Beam to start.
+    """
+    import tensorflow_datasets as lib
+
+    images = [key for key, f in builder.info.features.items() if type(f) is lib.features.Image]
+    raw = ", ".join(f"'{key}': t.decode.SkipDecoding()" for key in images)
+    config = f", config='{builder.builder_config.name}'" if builder.builder_config else ""
+    return (
+        f'python -c "import tensorflow_datasets as t; '
+        f"b = t.builder('{name}', data_dir='{_root(builder)}'); "
+        "t.dataset_builders.store_as_tfds_dataset(b.name, b.version, b.info.features, "
+        f"b.as_dataset(decoders={{{raw}}}){config}, data_dir='DIR', file_format='array_record', "
+        'disable_shuffling=True)"'
+    )
+
+
+def _root(builder: Any) -> str:
+    """The folder of prepared data sets that a data set lies in, or would."""
+    return str(builder.data_path).removesuffix(builder.info.full_name).rstrip("/")
 
 
 def _command(name: str, data_dir: str) -> str:
@@ -137,7 +170,7 @@ def _command(name: str, data_dir: str) -> str:
 
 
 def _download(builder: Any, name: str) -> None:
-    root = str(builder.data_path).removesuffix(builder.info.full_name).rstrip("/")
+    root = _root(builder)
     remedy = (
         f"where there is a network, type: {_command(name, root)}; "
         "if it is prepared elsewhere: --config.data.data_dir=DIR"
@@ -209,40 +242,6 @@ def _features(builder: Any, image_size: int | None) -> tuple[str, str | None, Da
         classes=tuple(feature.names or ()) if feature else (),
     )
     return images[0], label_key, spec
-
-
-def _decoded(source: Any, title: str, max_unreadable: int) -> ArraySource:
-    """All of a RecordSource in memory."""
-    began = time.perf_counter()
-    size = len(source)
-    pixels = np.empty((size, *source.spec.shape), np.uint8)
-    labels = None if source.label_key is None else np.empty(size, np.int32)
-    errors: dict[int, str] = {}
-    for start in range(0, size, _CHUNK):
-        rows = np.arange(start, min(start + _CHUNK, size))
-        pixels[rows], some_labels, some_errors = source.decode(rows)
-        if labels is not None:
-            labels[rows] = some_labels
-        errors |= some_errors
-        if len(errors) > max_unreadable:
-            index, reason = next(iter(errors.items()))
-            raise DataError(
-                f"{len(errors)} unreadable records in {title}, "
-                f"max_unreadable={max_unreadable}; the first: {source.place(index)}: {reason}"
-            )
-    for index, reason in errors.items():
-        _LOG.warning("left out: %s: %s", source.place(index), reason)
-    kept = np.setdiff1d(np.arange(size), np.array(list(errors), np.int64))
-    if errors:
-        pixels, labels = pixels[kept], None if labels is None else labels[kept]
-    _LOG.info(
-        "%s: %d images decoded into %.0f MB in %.1f s",
-        title,
-        len(pixels),
-        pixels.nbytes / 1e6,
-        time.perf_counter() - began,
-    )
-    return ArraySource(spec=source.spec, x=pixels, example_ids=source.ids(kept), labels=labels)
 
 
 def _one_line(error: BaseException) -> str:

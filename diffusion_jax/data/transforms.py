@@ -1,33 +1,53 @@
-"""Changes of images: size on the way into memory, flips on the way into a batch."""
+"""Random changes of images on the way into a batch: windows and flips.
+
+The draws are hashes of the example's id and its position in the run, so that a resumed run repeats
+them, other epochs and other seeds (which bring another id to a position) do not, and they are the
+same on any number of processes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
-from PIL import Image, ImageOps
+from jaxtyping import Bool, Int64
 
-from diffusion_jax.data.hashing import mix
+from diffusion_jax.data.hashing import mix, uniform
 from diffusion_jax.data.spec import Batch, DataSpec, Source
 
-# The stream of draws that decide flips; another augmentation takes another number.
+# The streams of draws that decide flips and windows; another augmentation takes another number.
 _FLIP = 1
+_CROP = 2
 
 
-def resize(image: Image.Image, size: int) -> Image.Image:
-    """A centred square of `size` x `size` pixels, resampled with antialiasing (Lanczos)."""
-    return ImageOps.fit(image, (size, size), method=Image.Resampling.LANCZOS)
+def mirrored(
+    ids: Int64[np.ndarray, " n"], positions: Int64[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"]:
+    """Which examples are shown mirrored: each with probability 1/2, by its id and position."""
+    return (mix(_FLIP, ids, positions) & np.uint64(1)).astype(bool)
+
+
+def windows(
+    ids: Int64[np.ndarray, " n"],
+    positions: Int64[np.ndarray, " n"] | None,
+    spare: Int64[np.ndarray, "n 2"],
+) -> Int64[np.ndarray, "n 2"]:
+    """Top left corners (row, column) of random windows, uniform in 0..spare, ends included.
+
+    Args:
+      ids: of the examples.
+      positions: where in the run each stands; None takes the middle.
+      spare: by how many pixels each picture is higher and wider than the window.
+    """
+    if positions is None:
+        return spare // 2
+    draws = np.stack([uniform(_CROP, axis, ids, positions) for axis in (0, 1)], axis=-1)
+    return (draws * (spare + 1)).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HorizontalFlip:
-    """A source whose images are mirrored with probability 1/2.
-
-    The draw is a hash of the example's id and its position in the run, so that a resumed run
-    repeats it, other epochs and other seeds (which bring another id to a position) do not, and it
-    is the same on any number of processes. Without positions nothing is flipped.
-    """
+    """A source whose images are mirrored with probability 1/2; without positions none is."""
 
     source: Source
 
@@ -52,6 +72,7 @@ class HorizontalFlip:
         batch = self.source.fetch(indices, positions)
         if positions is None:
             return batch
-        flip = (mix(_FLIP, batch["id"], positions) & np.uint64(1)).astype(bool)
-        x = np.where(flip[:, None, None, None], batch["x"][:, :, ::-1], batch["x"])
-        return {**batch, "x": x}
+        flip = mirrored(batch["id"], positions)
+        # A source gives arrays that are the caller's own.
+        batch["x"][flip] = batch["x"][flip][:, :, ::-1]
+        return batch

@@ -79,12 +79,15 @@ def as_denoiser(
     """Lift a function (x, t) -> x0 or -> `Denoised` to a `Denoiser`, and complete what either says.
 
     x0 and eps come in the shape and the floating type of x, to which they must broadcast. Where eps
-    is None it follows by (1), or stays None without a schedule.
+    is None it follows by (1), or stays None without a schedule. Of tokens, which are whole numbers,
+    x0 [B, ..., K] are probabilities and there is no eps: they pass as they are.
     """
     plain = denoise if isinstance(denoise, Denoiser) else _from_function(denoise)
 
     def step(x: Any, t: Any, carry: Any) -> tuple[Denoised, Any]:
         denoised, carry = plain.step(x, t, carry)
+        if jnp.issubdtype(jnp.result_type(x), jnp.integer):
+            return denoised, carry
         x0, eps = _like(denoised.x0, x), denoised.eps
         if eps is None and schedule is not None:
             eps = to_x0_eps("x0", x0, x, schedule.alpha(t), schedule.sigma(t))[1]

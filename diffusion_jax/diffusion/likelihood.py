@@ -72,7 +72,7 @@ def variational_bound(
     denoise: stepping.Denoise,
     process: Process,
     times: Any,
-    x0: stepping.Start,
+    x0: stepping.Start | stepping.TokenStart,
     *,
     key: Array | None = None,
     noise: stepping.Noise | None = None,
@@ -83,21 +83,21 @@ def variational_bound(
     `key` and `noise` are those of the solvers. Over a Gaussian process the term of a step to t=0 is
     a density's, so that the bound may be negative. One scan; raises ValueError for bad times.
     """
-    x0 = stepping.start(x0)
+    state = stepping.start_of(process, x0)
     denoiser, times = as_denoiser(denoise), check_times(times)
     denoiser.check_start(times[0])
-    draws = stepping.draws("variational_bound", x0, len(times) - 1, key, noise)
-    dtype = stepping.compute_dtype(x0)
-    x0 = x0.astype(dtype)
+    draws = stepping.draws("variational_bound", state, len(times) - 1, key, noise)
+    dtype = stepping.compute_dtype(state)
+    state = state.astype(stepping.state_dtype(state))
 
     def term(carry: None, row: Any) -> Any:
         (t, s), drawn = row
-        x_t = process.forward(x0, t, draws.draw(drawn, x0.shape, dtype, process.noise))
-        return carry, variational_term(process, x0, x_t, denoiser(x_t, t).x0, t, s)
+        x_t = process.forward(state, t, draws.draw(drawn, state.shape, dtype, process.noise))
+        return carry, variational_term(process, state, x_t, denoiser(x_t, t).x0, t, s)
 
-    rows = (stepping.cast(x0, times[:-1], times[1:]), draws.rows(len(times) - 1))
+    rows = (stepping.cast(state, times[:-1], times[1:]), draws.rows(len(times) - 1))
     _, steps = jax.lax.scan(term, None, rows)
-    return Bound(jnp.asarray(prior_term(process, x0), dtype), steps)
+    return Bound(jnp.asarray(prior_term(process, state), dtype), steps)
 
 
 def factorised_bound(

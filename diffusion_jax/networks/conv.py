@@ -75,6 +75,14 @@ def _convolve(x: Array, kernel: Array, stride: int, padding: Sequence[tuple[int,
     )
 
 
+def strided(conv: Conv, x: Float[Array, "b *space c"]) -> Float[Array, "b *out d"]:
+    """The convolution at every other place, without padding."""
+    kernel = conv.kernel[...].astype(conv.dtype)
+    padding = [(0, 0)] * (x.ndim - 2)
+    out = _convolve(x.astype(conv.dtype), kernel, 2, padding)
+    return out + conv.bias[...].astype(conv.dtype)
+
+
 class Upsample(nnx.Module):
     """Nearest-neighbour doubling of every spatial axis, then a convolution of size 3."""
 
@@ -82,13 +90,17 @@ class Upsample(nnx.Module):
         self.conv = Conv(channels, channels, rank=rank, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *out c"]:
-        # On CPU the phases are about twice as fast; elsewhere one large convolution is preferred
-        # to 2^rank small ones. Both have the same parameters and result.
-        if jax.default_backend() != "cpu":
-            return self.conv(double(x))
-        dtype = self.conv.dtype
-        doubled = convolve_doubled(x.astype(dtype), self.conv.kernel[...].astype(dtype))
-        return doubled + self.conv.bias[...].astype(dtype)
+        return of_doubled(self.conv, x)
+
+
+def of_doubled(conv: Conv, x: Float[Array, "b *space c"]) -> Float[Array, "b *out d"]:
+    """`conv(double(x))`, for a convolution of size 3."""
+    # On CPU the phases are about twice as fast; elsewhere one large convolution is preferred to
+    # 2^rank small ones. Both have the same parameters and result.
+    if jax.default_backend() != "cpu":
+        return conv(double(x))
+    doubled = convolve_doubled(x.astype(conv.dtype), conv.kernel[...].astype(conv.dtype))
+    return doubled + conv.bias[...].astype(conv.dtype)
 
 
 def double(x: Float[Array, "b *space c"]) -> Float[Array, "b *out c"]:

@@ -19,6 +19,10 @@ from jaxtyping import Array, Key
 Params = dict[str, Any]
 
 
+def _unchanged(params: Params) -> Params:
+    return params
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
     """A network without its parameters.
@@ -29,12 +33,16 @@ class Network:
         apply: `apply(params, x, noise, conditioning, *, key=None) -> output`, float32, batch first.
             `noise` is `[b]` in the unit that `noise_input` names; `conditioning` maps names to
             arrays with a leading batch axis; `key` (scalar, or one per example) turns dropout on.
+            Networks with inner features take `return_features=True` -> (output, features).
         noise_input: what `noise` must hold: `logsnr`, `t`, `c_noise` or `timestep`.
+        post_update: `post_update(params) -> params`, to be applied after each update; entries
+            beside the network's own pass through. The identity for most networks.
     """
 
     init: Callable[[Key[Array, ""]], Params]
-    apply: Callable[..., Array]
+    apply: Callable[..., Any]
     noise_input: str
+    post_update: Callable[[Params], Params] = _unchanged
 
 
 def functional(make: Callable[..., nnx.Module]) -> Network:
@@ -42,7 +50,8 @@ def functional(make: Callable[..., nnx.Module]) -> Network:
 
     Args:
         make: called as `make(rngs=...)`, such as `functools.partial(UNet, (32, 32, 3))`. The module
-            has an attribute `noise_input` and the call signature of `Network.apply`, less params.
+            has an attribute `noise_input` and the call signature of `Network.apply`, less params;
+            its method `post_update`, where there is one, becomes the network's.
 
     Raises:
         ConfigError: the module's sizes cannot work (from its constructor, before any compile).
@@ -69,7 +78,9 @@ def functional(make: Callable[..., nnx.Module]) -> Network:
         conditioning: Mapping[str, Array],
         *,
         key: Array | None = None,
-    ) -> Array:
-        return nnx.merge(graphdef, params)(x, noise, conditioning, key=key)
+        **options: Any,
+    ) -> Any:
+        return nnx.merge(graphdef, params)(x, noise, conditioning, key=key, **options)
 
-    return Network(init=init, apply=apply, noise_input=module.noise_input)
+    post_update = getattr(module, "post_update", _unchanged)
+    return Network(init=init, apply=apply, noise_input=module.noise_input, post_update=post_update)

@@ -61,11 +61,12 @@ def dropout(x: Float[Array, "b ..."], rate: float, key: Key[Array, "*b"] | None)
 class GroupNorm(nnx.Module):
     """Group normalisation (Wu & He 2018) with an optional per-example scale and shift.
 
-    Groups are the largest number up to 32 that divides the channels. Statistics are float32.
+    There are `groups`, or the largest smaller number that divides the channels. Statistics are
+    float32.
     """
 
-    def __init__(self, channels: int, *, epsilon: float = 1e-5, rngs: nnx.Rngs):
-        self.groups = next(n for n in range(min(32, channels), 0, -1) if channels % n == 0)
+    def __init__(self, channels: int, *, groups: int = 32, epsilon: float = 1e-5, rngs: nnx.Rngs):
+        self.groups = next(n for n in range(min(groups, channels), 0, -1) if channels % n == 0)
         self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.networks.embeddings import ConditionEmbedding
 from diffusion_jax.networks.layers import ZEROS, Linear, constrain_batch, dropout, fold_key
+from diffusion_jax.networks.text import TextConditioning, TextConfig
 from diffusion_jax.networks.validation import (
     check_common,
     check_even,
@@ -49,7 +50,9 @@ class MLP(nnx.Module):
         depth: number of residual blocks.
         expansion: hidden size of a block over `width`.
         dropout: rate inside the blocks; active when a key is given.
-        num_classes: 0 for an unconditional network.
+        num_classes: 0 for a network without classes.
+        scalars: how many numbers describe an example (`scalar` of the conditioning); 0: none.
+        text: how captions are read, pooled to a vector; None: the network takes none.
         noise_input: unit of the noise argument (`logsnr`, `t`, `c_noise`, `timestep`).
         dtype: compute dtype; parameters and output are float32.
 
@@ -66,19 +69,25 @@ class MLP(nnx.Module):
         expansion: int = 2,
         dropout: float = 0.0,
         num_classes: int = 0,
+        scalars: int = 0,
+        text: TextConfig | None = None,
         noise_input: str = "logsnr",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_positive("network.mlp", width=width, depth=depth, expansion=expansion)
         check_even("network.mlp.width", width)
-        dtype = check_common("network.mlp", num_classes, dropout, noise_input, dtype)
+        dtype = check_common(
+            "network.mlp", num_classes, dropout, noise_input, dtype, scalars=scalars
+        )
         self.shape, self.noise_input, self.dtype = tuple(shape), noise_input, dtype
         size = math.prod(self.shape)
         self.stem = Linear(size, width, dtype=dtype, rngs=rngs)
+        shared: Any = {"stddev": 1.0, "dtype": dtype, "rngs": rngs}
         self.condition = ConditionEmbedding(
-            noise_input, width, width, num_classes, stddev=1.0, dtype=dtype, rngs=rngs
+            noise_input, width, width, num_classes, scalars=scalars, **shared
         )
+        self.text = TextConditioning(text, pooled_dim=width, **shared) if text else None
         self.layers = nnx.Dict(
             {
                 str(i): MLPBlock(
@@ -99,7 +108,8 @@ class MLP(nnx.Module):
         key: Key[Array, "*k"] | None = None,
     ) -> Float[Array, "b ..."]:
         check_example(x, self.shape)
-        condition = jax.nn.silu(self.condition(noise, conditioning))
+        pooled = None if self.text is None else self.text(conditioning, x.shape[0]).pooled
+        condition = jax.nn.silu(self.condition(noise, conditioning, pooled))
         h = self.stem(x.reshape(x.shape[0], -1).astype(self.dtype))
         for i in range(len(self.layers)):
             h = constrain_batch(self.layers[str(i)](h, condition, fold_key(key, i)))

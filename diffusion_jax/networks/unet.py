@@ -1,99 +1,60 @@
-"""U-Net of the DDPM, DDPM++ and ADM line: residual blocks, adaptive group norm, attention."""
+"""U-Net of the DDPM, DDPM++, NCSN++ and ADM line: residual blocks, group norm, attention."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax.errors import ConfigError
-from diffusion_jax.networks.attention import ATTENTIONS, SelfAttention
-from diffusion_jax.networks.conv import Conv, Upsample
-from diffusion_jax.networks.embeddings import ConditionEmbedding
-from diffusion_jax.networks.layers import GroupNorm, Linear, constrain_batch, dropout, fold_key
+from diffusion_jax.networks.attention import ATTENTIONS, check_attention
+from diffusion_jax.networks.blocks import REMAT, make_blocks, run_blocks
+from diffusion_jax.networks.embeddings import NOISE_EMBEDDINGS, ConditionEmbedding
+from diffusion_jax.networks.layers import fold_key
+from diffusion_jax.networks.resampling import FILTERS
+from diffusion_jax.networks.text import Text, TextConditioning, TextConfig
+from diffusion_jax.networks.unet_blocks import (
+    ResidualBlock,
+    SpatialAttention,
+    Stage,
+    StageOptions,
+    make_resampler,
+)
+from diffusion_jax.networks.unet_plan import (
+    Part,
+    Plan,
+    attended_levels,
+    head_count,
+    layer_plan,
+    level_blocks,
+    level_sizes,
+    merged,
+)
 from diffusion_jax.networks.validation import (
     check_choice,
     check_common,
-    check_divides,
     check_even,
     check_example,
     check_positive,
     check_spatial,
 )
 
-
-class ResidualBlock(nnx.Module):
-    """norm, SiLU, conv; norm scaled and shifted by the condition, SiLU, conv from zero; plus x."""
-
-    def __init__(
-        self,
-        channels: int,
-        out_channels: int,
-        condition: int,
-        *,
-        rank: int,
-        dropout: float,
-        dtype: Any,
-        rngs: nnx.Rngs,
-    ):
-        self.dropout = dropout
-        self.norm1 = GroupNorm(channels, rngs=rngs)
-        self.conv1 = Conv(channels, out_channels, rank=rank, dtype=dtype, rngs=rngs)
-        self.ada = Linear(condition, 2 * out_channels, dtype=dtype, rngs=rngs)
-        self.norm2 = GroupNorm(out_channels, rngs=rngs)
-        self.conv2 = Conv(out_channels, out_channels, rank=rank, zero=True, dtype=dtype, rngs=rngs)
-        self.skip = (
-            None
-            if channels == out_channels
-            else Conv(channels, out_channels, rank=rank, size=1, dtype=dtype, rngs=rngs)
-        )
-
-    def __call__(
-        self,
-        x: Float[Array, "b *space c"],
-        condition: Float[Array, "b e"],
-        key: Key[Array, "*k"] | None,
-    ) -> Float[Array, "b *space d"]:
-        h = self.conv1(jax.nn.silu(self.norm1(x)))
-        scale, shift = jnp.split(self.ada(condition), 2, axis=-1)
-        h = dropout(jax.nn.silu(self.norm2(h, scale, shift)), self.dropout, key)
-        return (x if self.skip is None else self.skip(x)) + self.conv2(h)
-
-
-class SpatialAttention(nnx.Module):
-    """Group norm and self-attention over all positions, its output projection from zero."""
-
-    def __init__(
-        self, channels: int, heads: int, *, implementation: str, dtype: Any, rngs: nnx.Rngs
-    ):
-        self.norm = GroupNorm(channels, rngs=rngs)
-        self.attention = SelfAttention(
-            channels, heads, implementation=implementation, zero=True, dtype=dtype, rngs=rngs
-        )
-
-    def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
-        tokens = self.norm(x).reshape(x.shape[0], -1, x.shape[-1])
-        return x + self.attention(tokens).reshape(x.shape)
-
-
-class Stage(nnx.Module):
-    """A residual block and, at the chosen resolutions, attention after it."""
-
-    def __init__(self, residual: ResidualBlock, attention: SpatialAttention | None):
-        self.residual, self.attention = residual, attention
-
-    def __call__(
-        self,
-        x: Float[Array, "b *space c"],
-        condition: Float[Array, "b e"],
-        key: Key[Array, "*k"] | None,
-    ) -> Float[Array, "b *space d"]:
-        x = self.residual(x, condition, key)
-        return constrain_batch(x if self.attention is None else self.attention(x))
+NO_TEXT = Text(None, None, None)
+KINDS: Mapping[str, Collection[str]] = {
+    "attention": ATTENTIONS,
+    "encoder": ("standard", "residual"),
+    "noise_embedding": NOISE_EMBEDDINGS,
+    "remat": REMAT,
+    "resample": ("conv", "block"),
+    "resampling": FILTERS,
+    "up_attention": ("all", "last"),
+}
+SECTION = "network.unet"
 
 
 class UNet(nnx.Module):
@@ -103,22 +64,47 @@ class UNet(nnx.Module):
         shape: shape of an example, channels last: `(32, 32, 3)`, audio `(length, channels)`.
         channels: width of the first level.
         multipliers: width of each level over `channels`; each level but the first halves the map.
-        blocks: residual blocks a level on the way down (one more on the way up).
+        blocks: residual blocks a level on the way down (one more on the way up): one number, or one
+            a level.
         attention_resolutions: longer sides of the feature maps at which blocks have attention;
             None: 16 where a level has that size (DDPM 2020).
         middle_attention: attention between the two blocks at the lowest resolution.
-        heads: attention heads; give `head_dim` instead for heads of a fixed size.
+        up_attention: on the way up after `all` blocks of such a level, or the `last` (DDPM++).
+        heads: attention heads where `head_dim` is None or 0; else heads have that size.
         attention: implementation, `auto`, `xla` or `cudnn`.
         dropout: rate inside the residual blocks; active when a key is given.
+        scale_shift: the condition scales and shifts the second norm's result (ADM), or is added
+            before that norm (DDPM).
+        resample: halve and double by a convolution of its own (`conv`, DDPM), or inside a residual
+            block (`block`; BigGAN, ADM, DDPM++).
+        resample_projection: such blocks have a convolution of size 1 beside their branch (DDPM++).
+        resampling: filter of these changes, `box` (means and repeated entries; none for `conv`) or
+            `fir` (taps 1, 3, 3, 1; NCSN++).
+        rescale_skips: sums of a branch and its input are divided by sqrt(2) (DDPM++).
+        encoder: `residual` adds the input, brought to each level by strided convolutions, on the
+            way down (NCSN++); `standard` does not.
+        noise_embedding: sinusoids, `positional` (DDPM) or `fourier`, of normally spread frequencies
+            (NCSN++).
+        noise_features: their number; None: `channels`.
+        norm_groups: groups of the group norms at most.
+        norm_epsilon: added to variances in them.
         num_classes: 0 for an unconditional network.
+        scalars: conditioning numbers, `scalar` `[b, scalars]`.
+        text: encoder of captions, read by cross-attention at the levels with attention and, pooled,
+            with the noise level.
         out_channels: channels of the output; None: those of the input.
+        scan: blocks of one shape that follow each other are stacked (`up/level1_1/blocks/...`) and
+            run as one `lax.scan`, which compiles faster; else `up/level1_1/...` and so on.
+        remat: what the backward pass recomputes of each block: `none`, `dots` (all but results of
+            linear layers and convolutions) or `full`.
         noise_input: unit of the noise argument (`logsnr`, `t`, `c_noise`, `timestep`).
         dtype: compute dtype; parameters and output are float32.
 
     Raises:
         ConfigError: a size that cannot work, naming `network.unet.<field>`.
 
-    Sources: Ho et al. 2020 (DDPM), Song et al. 2021 (DDPM++), Dhariwal & Nichol 2021 (ADM).
+    Sources: Ho et al. 2020 (DDPM), Song et al. 2021 (DDPM++ and NCSN++, in the layout of Karras et
+    al. 2022, EDM), Dhariwal & Nichol 2021 (ADM). Their sizes: `presets_unet.py`.
     """
 
     def __init__(
@@ -127,59 +113,138 @@ class UNet(nnx.Module):
         *,
         channels: int = 64,
         multipliers: Sequence[int] = (1, 2, 2),
-        blocks: int = 2,
+        blocks: int | Sequence[int] = 2,
         attention_resolutions: Sequence[int] | None = None,
         middle_attention: bool = True,
+        up_attention: str = "all",
         heads: int = 4,
         head_dim: int | None = None,
         attention: str = "auto",
         dropout: float = 0.0,
+        scale_shift: bool = True,
+        resample: str = "conv",
+        resample_projection: bool = False,
+        resampling: str = "box",
+        rescale_skips: bool = False,
+        encoder: str = "standard",
+        noise_embedding: str = "positional",
+        noise_features: int | None = None,
+        norm_groups: int = 32,
+        norm_epsilon: float = 1e-5,
         num_classes: int = 0,
+        scalars: int = 0,
+        text: TextConfig | None = None,
         out_channels: int | None = None,
+        scan: bool = False,
+        remat: str = "none",
         noise_input: str = "logsnr",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_spatial("network.unet", shape)
-        out_channels = shape[-1] if out_channels is None else out_channels
-        check_positive("network.unet", channels=channels, blocks=blocks, out_channels=out_channels)
-        check_even("network.unet.channels", channels)
-        check_choice("network.unet.attention", attention, ATTENTIONS)
-        dtype = check_common("network.unet", num_classes, dropout, noise_input, dtype)
+        check_spatial(SECTION, shape)
+        out_channels = out_channels if out_channels is not None else shape[-1]
+        features = channels if noise_features is None else noise_features
+        _check_even_sizes(channels=channels, noise_features=features)
+        check_positive(SECTION, norm_groups=norm_groups, out_channels=out_channels)
+        _check_kinds(resample=resample, resampling=resampling, encoder=encoder, remat=remat)
+        _check_kinds(attention=attention, up_attention=up_attention)
+        dtype = check_common(SECTION, num_classes, dropout, noise_input, dtype, scalars=scalars)
         self.shape, self.noise_input, self.dtype = tuple(shape), noise_input, dtype
-        sizes = level_sizes(self.shape[:-1], multipliers)
-        attended = attended_levels(sizes, attention_resolutions)
+        self.scan, self.remat, self.rescale_skips = scan, remat, rescale_skips
         widths = [channels * multiplier for multiplier in multipliers]
-        rank, condition = len(self.shape) - 1, 4 * channels
-        common: Any = {"rank": rank, "dtype": dtype, "rngs": rngs}
+        attended = (attention_resolutions, middle_attention, up_attention)
+        self.plan = self._make_plan(multipliers, widths, blocks, *attended)
+        sums: Any = {"scale_shift": scale_shift, "rescale_skips": rescale_skips}
+        filters: Any = {"resampling": resampling, "resample_projection": resample_projection}
+        norms: Any = {"norm_groups": norm_groups, "norm_epsilon": norm_epsilon, "dropout": dropout}
+        own = {**sums, **filters, **norms, "attention": attention, "dtype": dtype}
+        options = _stage_options(len(self.shape) - 1, 4 * channels, text, own)
+        self._build_condition(options, features, num_classes, scalars, text, noise_embedding, rngs)
+        self.stem = options.conv(self.shape[-1], channels, rngs)
+        count = functools.partial(_heads, options, heads, head_dim)
+        self._build_parts(options, widths, resample, count, rngs)
+        self.pyramid = _make_pyramid(options, self.shape[-1], self.plan, rngs, encoder)
+        self.norm = options.norm(widths[0], rngs)
+        self.head = options.conv(widths[0], out_channels, rngs, zero=True)
 
-        def build(part: Part) -> Any:
+    def _make_plan(
+        self,
+        multipliers: Sequence[int],
+        widths: Sequence[int],
+        blocks: int | Sequence[int],
+        attention_resolutions: Sequence[int] | None,
+        middle_attention: bool,
+        up_attention: str,
+    ) -> Plan:
+        levels = level_sizes(SECTION, self.shape[:-1], multipliers)
+        attended = attended_levels(SECTION, levels, attention_resolutions)
+        each = level_blocks(SECTION, blocks, len(widths))
+        where: Any = {"middle_attention": middle_attention, "up_attention": up_attention}
+        plan = layer_plan(widths[0] // multipliers[0], widths, each, attended, **where)
+        if not self.scan:
+            return plan
+        return Plan(*(tuple(merged(parts, widths)) for parts in plan))
+
+    def _build_condition(
+        self,
+        options: StageOptions,
+        features: int,
+        num_classes: int,
+        scalars: int,
+        text: TextConfig | None,
+        kind: str,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Embeddings of noise, class and numbers, and the reader of captions."""
+        _check_kinds(noise_embedding=kind)
+        self.condition = ConditionEmbedding(
+            self.noise_input,
+            features,
+            options.condition,
+            num_classes,
+            scalars=scalars,
+            stddev=1.0,
+            kind=kind,
+            dtype=options.dtype,
+            rngs=rngs,
+        )
+        sizes: Any = {"dim": options.text_dim, "pooled_dim": options.condition, "stddev": 1.0}
+        how: Any = {"attention": options.attention, "dtype": options.dtype}
+        self.text = TextConditioning(text, **sizes, **how, rngs=rngs) if text else None
+
+    def _build_parts(
+        self, options: StageOptions, widths: Sequence[int], resample: str, heads: Any, rngs: Any
+    ) -> None:
+        """The way down, the middle and the way up."""
+
+        def build(part: Part, rngs: nnx.Rngs) -> Any:
             width = widths[part.level]
-            if part.kind == "downsample":
-                return Conv(part.source, width, stride=2, **common)
-            if part.kind == "upsample":
-                return Upsample(width, **common)
-            residual = ResidualBlock(part.source, width, condition, dropout=dropout, **common)
+            if part.kind in ("downsample", "upsample"):
+                if resample == "conv":
+                    return make_resampler(options, part.kind, part.source, width, rngs)
+                change = part.kind.removesuffix("sample")
+                block = ResidualBlock(options, part.source, width, resample=change, rngs=rngs)
+                return Stage(block, None)
+            residual = ResidualBlock(options, part.source, width, rngs=rngs)
             if part.kind == "residual":
                 return Stage(residual, None)
-            count = head_count(width, heads, head_dim)
-            spatial = SpatialAttention(
-                width, count, implementation=attention, dtype=dtype, rngs=rngs
-            )
-            return Stage(residual, spatial)
+            return Stage(residual, SpatialAttention(options, width, heads(width), rngs=rngs))
 
-        self.condition = ConditionEmbedding(
-            noise_input, channels, condition, num_classes, stddev=1.0, dtype=dtype, rngs=rngs
-        )
-        self.stem = Conv(self.shape[-1], channels, **common)
-        down, middle, up = layer_plan(channels, widths, blocks, attended, middle_attention)
-        self.down = nnx.Dict({part.name: build(part) for part in down})
-        self.middle = nnx.Dict({part.name: build(part) for part in middle})
-        self.up = nnx.Dict({part.name: build(part) for part in up})
-        # Merged dicts come back sorted by name: the order of execution is kept apart.
-        self.down_order, self.up_order = (tuple(p.name for p in parts) for parts in (down, up))
-        self.norm = GroupNorm(channels * multipliers[0], rngs=rngs)
-        self.head = Conv(channels * multipliers[0], out_channels, zero=True, **common)
+        def place(part: Part) -> Any:
+            if part.depth == 1:
+                return build(part, rngs)
+            make = functools.partial(build, part)
+            return nnx.Dict(
+                {
+                    "blocks": make_blocks(
+                        lambda *, rngs: make(rngs=rngs), rngs, part.depth, scan=True
+                    )
+                }
+            )
+
+        self.down = nnx.Dict({part.name: place(part) for part in self.plan.down})
+        self.middle = nnx.Dict({part.name: place(part) for part in self.plan.middle})
+        self.up = nnx.Dict({part.name: place(part) for part in self.plan.up})
 
     def __call__(
         self,
@@ -190,108 +255,97 @@ class UNet(nnx.Module):
         key: Key[Array, "*k"] | None = None,
     ) -> Float[Array, "b *space d"]:
         check_example(x, self.shape)
-        condition = jax.nn.silu(self.condition(noise, conditioning))
-        h = self.stem(x)
-        skips, part = [h], 0
-        for name in self.down_order:
-            layer: Any = self.down[name]
-            h = layer(h, condition, fold_key(key, part)) if isinstance(layer, Stage) else layer(h)
-            skips.append(h)
-            part += 1
-        for layer in self.middle.values():
-            h = layer(h, condition, fold_key(key, part))
-            part += 1
-        for name in self.up_order:
-            layer: Any = self.up[name]
-            if isinstance(layer, Stage):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = layer(h, condition, fold_key(key, part))
-            else:
-                h = layer(h)
-            part += 1
+        text = NO_TEXT if self.text is None else self.text(conditioning, x.shape[0])
+        condition = jax.nn.silu(self.condition(noise, conditioning, text.pooled))
+        run = functools.partial(self._run, condition=condition, text=text, key=key)
+        h, pyramid = self.stem(x), x
+        skips, number = [h], 0
+        for part in self.plan.down:
+            h, kept = run(self.down[part.name], part, h, number, keep=True)
+            if self.pyramid is not None and part.kind == "downsample":
+                layer: Any = self.pyramid[part.name]
+                h = kept[0] = pyramid = self._joined(h, layer(pyramid))
+            skips.extend(kept)
+            number += part.depth
+        for part in self.plan.middle:
+            h, _ = run(self.middle[part.name], part, h, number)
+            number += part.depth
+        for part in self.plan.up:
+            joined = [skips.pop() for _ in range(part.depth)] if part.skip else []
+            h, _ = run(self.up[part.name], part, h, number, skips=joined)
+            number += part.depth
         return self.head(jax.nn.silu(self.norm(h))).astype(jnp.float32)
 
+    def _joined(self, h: Array, pyramid: Array) -> Array:
+        total = h + pyramid
+        return total * math.sqrt(0.5) if self.rescale_skips else total
 
-class Part(NamedTuple):
-    """What stands at one place: its name, kind, level and the channels that reach it."""
+    def _run(
+        self,
+        layer: Any,
+        part: Part,
+        h: Array,
+        number: int,
+        *,
+        condition: Array,
+        text: Text,
+        key: Array | None,
+        skips: Sequence[Array] = (),
+        keep: bool = False,
+    ) -> tuple[Array, list[Array]]:
+        """What leaves the part and, with `keep`, each of its blocks; `number` is its first's."""
 
-    name: str
-    kind: str
-    level: int
-    source: int
+        def step(block: Any, h: Any, index: Any, skip: Any) -> tuple[Any, Any]:
+            if not isinstance(block, Stage):
+                h = block(h)
+            else:
+                h = h if skip is None else jnp.concatenate([h, skip], axis=-1)
+                h = block(h, condition, text, fold_key(key, number + index))
+            return h, h if keep else None
 
-
-def layer_plan(
-    channels: int,
-    widths: Sequence[int],
-    blocks: int,
-    attended: Collection[int],
-    middle_attention: bool,
-) -> tuple[list[Part], list[Part], list[Part]]:
-    """Parts of the way down, the middle and the way up, in the order in which they run.
-
-    Kinds: `residual`, `attention` (a residual block, then attention), `downsample`, `upsample`.
-    """
-    down, up, skips, width = [], [], [channels], channels
-    last = len(widths) - 1
-    kinds = ["attention" if level in attended else "residual" for level in range(len(widths))]
-    for level in range(len(widths)):
-        for i in range(blocks):
-            down.append(Part(f"level{level}_{i}", kinds[level], level, width))
-            width = widths[level]
-            skips.append(width)
-        if level < last:
-            down.append(Part(f"level{level}_downsample", "downsample", level, width))
-            skips.append(width)
-    kind = "attention" if middle_attention else "residual"
-    middle = [Part("0", kind, last, width), Part("1", "residual", last, width)]
-    for level in reversed(range(len(widths))):
-        for i in range(blocks + 1):
-            up.append(Part(f"level{level}_{i}", kinds[level], level, width + skips.pop()))
-            width = widths[level]
-        if level:
-            up.append(Part(f"level{level}_upsample", "upsample", level, width))
-    return down, middle, up
+        if part.depth == 1 and self.remat == "none":
+            h, kept = step(layer, h, 0, skips[0] if skips else None)
+            return h, [kept] if keep else []
+        blocks = layer["blocks"] if part.depth > 1 else {"0": layer}
+        how: Any = {"depth": part.depth, "scan": part.depth > 1, "remat": self.remat}
+        h, kept = run_blocks(blocks, h, step, inputs=jnp.stack(skips) if skips else None, **how)
+        return h, [kept[i] for i in range(part.depth)] if keep else []
 
 
-def level_sizes(space: Sequence[int], multipliers: Sequence[int]) -> list[tuple[int, ...]]:
-    """Spatial size of each level; ConfigError when the map cannot be halved that often."""
-    field = "network.unet.multipliers"
-    if not multipliers or min(multipliers) < 1:
-        raise ConfigError(f"{field}={tuple(multipliers)}: expected one or more positive integers")
-    halvings = len(multipliers) - 1
-    possible = min((size & -size).bit_length() - 1 for size in space)
-    if halvings > possible:
-        shown = "x".join(map(str, space))
-        raise ConfigError(
-            f"{field}={tuple(multipliers)}: {shown} cannot be halved {halvings} times; "
-            f"give at most {possible + 1} multipliers, or pad the data to a multiple of "
-            f"{2**halvings}"
-        )
-    return [tuple(size >> level for size in space) for level in range(halvings + 1)]
+def _stage_options(
+    rank: int, condition: int, text: TextConfig | None, own: Mapping[str, Any]
+) -> StageOptions:
+    text_dim = (text.features or text.dim) if text else 0
+    return StageOptions(rank=rank, condition=condition, text_dim=text_dim, **own)
 
 
-def attended_levels(
-    sizes: Sequence[tuple[int, ...]], resolutions: Sequence[int] | None
-) -> frozenset[int]:
-    """Levels whose longer side is among `resolutions`; ConfigError for one no level has."""
-    sides = [max(size) for size in sizes]
-    if resolutions is None:
-        resolutions = [side for side in sides if side == 16]
-    for resolution in resolutions:
-        if resolution not in sides:
-            near = min(sides, key=lambda side: abs(side - resolution))
-            raise ConfigError(
-                f"network.unet.attention_resolutions={tuple(resolutions)}: no level has a side of "
-                f"{resolution}; levels: {', '.join(map(str, sides))}; nearest: {near}"
-            )
-    return frozenset(level for level, side in enumerate(sides) if side in resolutions)
+def _check_kinds(**fields: str) -> None:
+    for field, value in fields.items():
+        check_choice(f"{SECTION}.{field}", value, KINDS[field])
 
 
-def head_count(width: int, heads: int, head_dim: int | None) -> int:
-    """Number of attention heads of a level; ConfigError unless they divide its width."""
-    if head_dim is None:
-        check_divides("network.unet.heads", heads, width, "the width of an attention level")
-        return heads
-    check_divides("network.unet.head_dim", head_dim, width, "the width of an attention level")
-    return width // head_dim
+def _check_even_sizes(**fields: int) -> None:
+    for field, size in fields.items():
+        check_positive(SECTION, **{field: size})
+        check_even(f"{SECTION}.{field}", size)
+
+
+def _heads(options: StageOptions, heads: int, head_dim: int | None, width: int) -> int:
+    """Heads of an attention of this width; ConfigError where they do not fit."""
+    count = head_count(SECTION, width, heads, head_dim)
+    check_attention(f"{SECTION}.attention", options.attention, width // count, options.dtype)
+    return count
+
+
+def _make_pyramid(
+    options: StageOptions, channels: int, plan: Plan, rngs: nnx.Rngs, encoder: str
+) -> Any:
+    """Strided convolutions that bring the input to the levels of a residual encoder."""
+    if encoder == "standard":
+        return None
+    layers, width = {}, channels
+    for part in plan.down:
+        if part.kind == "downsample":
+            layers[part.name] = make_resampler(options, part.kind, width, part.source, rngs)
+            width = part.source
+    return nnx.Dict(layers)

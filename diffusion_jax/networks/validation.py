@@ -19,6 +19,20 @@ def check_positive(section: str, **fields: int) -> None:
             raise ConfigError(f"{section}.{field}={value}: expected at least 1")
 
 
+def check_not_negative(section: str, **fields: int) -> None:
+    """Raises ConfigError for the first of the section's counts that is below zero."""
+    for field, value in fields.items():
+        if value < 0:
+            raise ConfigError(f"{section}.{field}={value}: expected 0 (none) or more")
+
+
+def check_share(section: str, **fields: float) -> None:
+    """Raises ConfigError for the first of the section's shares that is not from 0 to 1."""
+    for field, value in fields.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{section}.{field}={value}: expected a share from 0 to 1")
+
+
 def check_spatial(section: str, shape: Sequence[int]) -> None:
     """Raises ConfigError unless examples are 1 to 3 spatial axes and channels, all positive."""
     if not 2 <= len(shape) <= 4 or min(shape) < 1:
@@ -60,13 +74,20 @@ def floating_dtype(field: str, value: Any) -> jnp.dtype:
 
 
 def check_common(
-    section: str, num_classes: int, dropout: float, noise_input: str, dtype: Any
+    section: str,
+    num_classes: int,
+    dropout: float,
+    noise_input: str,
+    dtype: Any,
+    *,
+    scalars: int = 0,
 ) -> jnp.dtype:
     """Checks the fields that every network has; returns the compute dtype."""
     if num_classes < 0:
         raise ConfigError(
             f"{section}.num_classes={num_classes}: expected 0 (unconditional) or more"
         )
+    check_not_negative(section, scalars=scalars)
     if not 0 <= dropout < 1:
         raise ConfigError(f"{section}.dropout={dropout}: expected a probability in [0, 1)")
     check_choice(f"{section}.noise_input", noise_input, NOISE_SCALES)

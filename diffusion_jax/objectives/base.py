@@ -22,6 +22,10 @@ Batch = Mapping[str, Any]
 Metrics = Mapping[str, tuple[Any, Any]]
 """Scalar name -> (sum, count). Pairs add up over micro-batches, devices and steps."""
 
+OBJECTIVE = "objective"
+"""Where parameters of the objective lie among those of the network. Being beside them, not above,
+they change no path of the network's own: checkpoints with and without them are read alike."""
+
 
 class Context(NamedTuple):
     """What an objective may read besides parameters and data.
@@ -86,6 +90,11 @@ class ParameterGroup:
     period: int = 1
 
 
+def no_params(key: Key[Array, ""]) -> dict[str, PyTree]:
+    """An objective without parameters of its own."""
+    return {}
+
+
 def no_extra(params: PyTree) -> PyTree:
     """An objective without state of its own."""
     return {}
@@ -103,6 +112,8 @@ class Objective:
     Attributes:
         function: `(params, batch, key, context) -> (loss, Aux)`; `key` holds one key per example,
             derived from the example's global position.
+        init_params: `key -> {name: ...}`, parameters that belong to the objective, such as a
+            projection; float32. They are trained as `params["objective"]`.
         init_extra: `params -> extra`, the first value of the objective's own state.
         groups: parameter groups; parameters that match none belong to the default group.
         post_update: `(params, context) -> params`, applied after each update (for example to
@@ -110,6 +121,7 @@ class Objective:
     """
 
     function: Callable[..., tuple[Any, Aux]]
+    init_params: Callable[[Key[Array, ""]], dict[str, PyTree]] = no_params
     init_extra: Callable[[PyTree], PyTree] = no_extra
     groups: tuple[ParameterGroup, ...] = ()
     post_update: Callable[[PyTree, Context], PyTree] = keep_params
@@ -118,6 +130,13 @@ class Objective:
         self, params: PyTree, batch: Batch, key: Key[Array, " batch"], context: Context
     ) -> tuple[Any, Aux]:
         return self.function(params, batch, key, context)
+
+
+def network_params(params: PyTree) -> PyTree:
+    """The parameters without those of the objective: what networks and samplers take."""
+    if not isinstance(params, Mapping) or OBJECTIVE not in params:
+        return params
+    return {name: tree for name, tree in params.items() if name != OBJECTIVE}
 
 
 def masked_mean(

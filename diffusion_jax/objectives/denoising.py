@@ -7,6 +7,16 @@ The target is the network's declared prediction (x0, eps, v, score, velocity, or
 an EDM-preconditioned network, Karras et al. 2022, eq. 8); w is the factor that expresses a
 weighting in the space of that prediction (`diffusion.weightings`). With some probability the
 conditioning of an example is dropped (Ho & Salimans 2022), which classifier-free guidance needs.
+
+Three options change what is minimised, in training alone: noise levels drawn by their loss
+(`objectives.adaptive_time`), a learned log-variance u of the noise level
+(`objectives.uncertainty`), and alignment with the features of a frozen encoder
+(`objectives.alignment`):
+
+    objective = E [ ratio(t) (exp(-u(t)) loss(t) + u(t) + weight alignment(t)) ]          (3)
+
+The metric `loss` is (2) in every case, as under the given time sampling: runs with and without the
+options are compared by it.
 """
 
 from __future__ import annotations
@@ -21,7 +31,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.diffusion import denoiser, predictions
-from diffusion_jax.objectives.base import Aux, Batch, Context, Metrics, masked_mean
+from diffusion_jax.objectives.adaptive_time import AdaptiveTime, Draw
+from diffusion_jax.objectives.alignment import Alignment
+from diffusion_jax.objectives.base import (
+    OBJECTIVE,
+    Aux,
+    Batch,
+    Context,
+    Metrics,
+    Objective,
+    ParameterGroup,
+    masked_mean,
+    network_params,
+)
+from diffusion_jax.objectives.uncertainty import Uncertainty
 
 PyTree = Any
 NOISE_BIN_EDGES = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
@@ -33,17 +56,22 @@ class Denoising:
     """Objective (2). An instance is `objective(params, batch, key, context)`.
 
     Attributes:
-        apply: `(params, x, noise, conditioning, key=) -> output`, the network.
+        apply: `(params, x, noise, conditioning, key=) -> output`, the network; for `alignment` it
+            also takes `return_features=True` and then returns `(output, features [B, ..., d])`.
         noise_input: what the network wants to know about the noise level.
         schedule: `diffusion.schedules.Schedule`.
         prediction: what the network puts out; "edm" for a preconditioned network.
-        sample_time: `(u [B], stratum [B], cells) -> t [B]`, u uniform, the rest from `Context`.
+        sample_time: `(u [B], stratum [B], cells) -> t [B]`, u uniform, the rest from `Context`;
+            with stratum 0 and one cell the quantile function of t.
         weight: `(alpha [B], sigma [B]) -> [B]`, factor on the error of the network's output.
         sigma_data: standard deviation of the data, for "edm".
         drop: conditioning name -> probability of replacing it by the network's null embedding.
+        adaptive: draws noise levels by their loss; None draws them by `sample_time` alone.
+        uncertainty: learned log-variance (3); None for none.
+        alignment: alignment with a frozen encoder, as a further term; None for none.
     """
 
-    apply: Callable[..., Array]
+    apply: Callable[..., Any]
     noise_input: str
     schedule: Any
     prediction: str
@@ -51,14 +79,40 @@ class Denoising:
     weight: Callable[[Any, Any], Any]
     sigma_data: float = 0.5
     drop: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    adaptive: AdaptiveTime | None = None
+    uncertainty: Uncertainty | None = None
+    alignment: Alignment | None = None
+
+    def objective(self) -> Objective:
+        """This function with its parameters, groups and state, as the engine takes it."""
+        return Objective(
+            function=self,
+            init_params=self.init_params,
+            init_extra=self.init_extra,
+            groups=tuple(
+                ParameterGroup(name=name, pattern=f"^{OBJECTIVE}/{name}/") for name in self._own()
+            ),
+        )
+
+    def _own(self) -> dict[str, Any]:
+        """The parts with parameters of their own."""
+        parts = {"uncertainty": self.uncertainty, "alignment": self.alignment}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def init_params(self, key: Key[Array, ""]) -> dict[str, PyTree]:
+        """Parameters of the uncertainty and of the alignment's projection."""
+        return {name: part.init(key) for name, part in self._own().items()}
+
+    def init_extra(self, params: PyTree) -> dict[str, PyTree]:
+        """Statistics of the adaptive time sampling."""
+        return {} if self.adaptive is None else {"time": self.adaptive.init()}
 
     def __call__(
         self, params: PyTree, batch: Batch, key: Key[Array, " batch"], context: Context
     ) -> tuple[Float[Array, ""], Aux]:
-        x0 = batch["x"]
+        x0, mask = batch["x"], batch.get("mask")
         time_key, noise_key, drop_key, network_key = split_keys(key, 4)
-        u = jax.vmap(jax.random.uniform)(time_key)
-        t = self.sample_time(u, context.stratum, context.cells)
+        t, draw, statistics = self._times(jax.vmap(jax.random.uniform)(time_key), context)
         eps = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:], x0.dtype))(noise_key)
         conditioning = batch.get("conditioning", {})
         if context.training:
@@ -66,18 +120,47 @@ class Denoising:
         else:
             network_key = None
 
-        error = self._squared_error(params, x0, eps, t, conditioning, network_key)
-        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        example_loss = self.weight(alpha, sigma) * error
-        loss, total, count = masked_mean(example_loss, batch.get("mask"))
-        bins = loss_by_noise(example_loss, self.schedule.logsnr(t), batch.get("mask"))
-        metrics = {"loss": (total, count), "mse": masked_mean(error, batch.get("mask"))[1:], **bins}
-        return loss, Aux(metrics, context.extra, example_loss)
+        error, features = self._squared_error(params, x0, eps, t, conditioning, network_key)
+        weighted = self.weight(self.schedule.alpha(t), self.schedule.sigma(t)) * error
+        ratio = None if draw is None else draw.ratio
+        metrics = {
+            "loss": _mean(weighted, ratio, mask),
+            "mse": _mean(error, ratio, mask),
+            **loss_by_noise(weighted, self.schedule.logsnr(t), mask, ratio),
+        }
+        own = params.get(OBJECTIVE, {}) if isinstance(params, Mapping) else {}
+        total = emphasised = weighted
+        if self.uncertainty is not None and context.training:
+            # The network's logsnr is clipped alike; it is infinite at the ends of some schedules.
+            logsnr = jnp.asarray(denoiser.noise_input("logsnr", self.schedule, t))
+            u = self.uncertainty(own["uncertainty"], logsnr)
+            emphasised = jnp.exp(-u) * weighted
+            total = emphasised + u
+            metrics["uncertainty_loss"] = _mean(total, ratio, mask)
+        if self.alignment is not None:
+            aligned = self.alignment(own["alignment"], features, context.frozen, x0)
+            total = total + self.alignment.weight * aligned
+            metrics["alignment_loss"] = _mean(aligned, ratio, mask)
+        extra = context.extra
+        if self.adaptive is not None and draw is not None:
+            seen = self.adaptive.observe(statistics, draw.cell, emphasised, mask)
+            extra = {**extra, "time": seen}
+            total = draw.ratio * total if self.adaptive.reweight else total
+        return masked_mean(total, mask)[0], Aux(metrics, extra, total)
+
+    def _times(self, u: Any, context: Context) -> tuple[Any, Draw | None, Any]:
+        """Times t [B]; with adaptive sampling also their draw and the statistics it is from."""
+        if self.adaptive is None or not context.training:
+            return self.sample_time(u, context.stratum, context.cells), None, None
+        statistics = self.adaptive.begin(context.extra["time"], context.step)
+        draw = self.adaptive.draw(statistics, u, context.stratum, context.cells)
+        return self.sample_time(draw.u, jnp.zeros_like(draw.u), 1), draw, statistics
 
     def _squared_error(
         self, params: PyTree, x0: Any, eps: Any, t: Any, conditioning: Any, key: Any
-    ) -> Float[Array, " batch"]:
-        """[B] mean squared error of the network's own output against its target."""
+    ) -> tuple[Float[Array, " batch"], Any]:
+        """[B] mean squared error of the network's own output against its target, and the features
+        of the network where they are asked for."""
         alpha, sigma = (_expand(f(t), x0) for f in (self.schedule.alpha, self.schedule.sigma))
         x_t = alpha * x0 + sigma * eps
         target = predictions.from_x0_eps(
@@ -88,8 +171,15 @@ class Denoising:
         else:
             inputs = x_t
         noise = denoiser.noise_input(self.noise_input, self.schedule, t)
-        output = self.apply(params, inputs, noise, conditioning, key=key)
-        return jnp.mean(jnp.square(output - target), axis=tuple(range(1, x0.ndim)))
+        network = network_params(params)
+        features = None
+        if self.alignment is None:
+            output = self.apply(network, inputs, noise, conditioning, key=key)
+        else:
+            output, features = self.apply(
+                network, inputs, noise, conditioning, key=key, return_features=True
+            )
+        return jnp.mean(jnp.square(output - target), axis=tuple(range(1, x0.ndim))), features
 
 
 def drop_conditioning(
@@ -113,10 +203,24 @@ def drop_conditioning(
     return result
 
 
+def _mean(values: Any, ratio: Any, mask: Any) -> tuple[Any, Any]:
+    """(sum, count) of values under the given time sampling, from draws with a density ratio."""
+    return masked_mean(values if ratio is None else ratio * values, mask)[1:]
+
+
 def loss_by_noise(
-    example_loss: Float[Array, " batch"], logsnr: Float[Array, " batch"], mask: Any
+    example_loss: Float[Array, " batch"],
+    logsnr: Float[Array, " batch"],
+    mask: Any,
+    ratio: Any = None,
 ) -> Metrics:
     """The loss in bins of logsnr: a falling mean hides at which noise level it falls.
+
+    Args:
+        example_loss: [B].
+        logsnr: [B], nats.
+        mask: [B] True where the example is real, or None.
+        ratio: [B] weight of each example in sum and count, or None for 1.
 
     Returns:
         `loss_logsnr/<bin>` -> (sum, count); bins are named by their edges, noisiest first.
@@ -127,8 +231,9 @@ def loss_by_noise(
     result = {}
     for number, (low, high) in enumerate(itertools.pairwise(edges)):
         inside = (index == number) & (keep > 0)
-        total = jnp.sum(jnp.where(inside, example_loss, 0.0))
-        result[f"loss_logsnr/{low}..{high}"] = (total, jnp.sum(inside.astype(jnp.float32)))
+        share = inside.astype(jnp.float32) if ratio is None else jnp.where(inside, ratio, 0.0)
+        total = jnp.sum(jnp.where(inside, share * example_loss, 0.0))
+        result[f"loss_logsnr/{low}..{high}"] = (total, jnp.sum(share))
     return result
 
 

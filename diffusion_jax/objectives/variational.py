@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.diffusion import likelihood
 from diffusion_jax.diffusion.time_sampling import stratified
-from diffusion_jax.objectives.base import Aux, Batch, Context, masked_mean
+from diffusion_jax.objectives.base import Aux, Batch, Context, masked_mean, network_params
 from diffusion_jax.objectives.denoising import drop_conditioning, split_keys
 
 PyTree = Any
@@ -58,7 +58,7 @@ class Variational:
         else:
             network_key = None
         x_t = self.process.forward(x0, t, noise)
-        x0_hat = self.estimate(params, x_t, t, conditioning, network_key)
+        x0_hat = self.estimate(network_params(params), x_t, t, conditioning, network_key)
 
         steps = len(self.times) - 1
         term = likelihood.variational_term(self.process, x0, x_t, x0_hat, t, s)

@@ -27,8 +27,11 @@ STACKED = r"(^|/)blocks/(?!\d)"
 # its outputs, the second its inputs, so that one all-reduce follows the pair. The axes are those
 # of the array without its stacked axis.
 TENSOR_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"(^|/)blocks/.*(qkv|fc1|ada)/kernel$", (None, "tensor")),
+    (r"(^|/)blocks/.*(qkv|/q|/kv|fc1|ada)/kernel$", (None, "tensor")),
     (r"(^|/)blocks/.*(out|fc2)/kernel$", ("tensor", None)),
+    # The two convolutions of a residual block, of one to three spatial axes.
+    *((r"(^|/)blocks/.*conv1/kernel$", (*(None,) * axes, None, "tensor")) for axes in (1, 2, 3)),
+    *((r"(^|/)blocks/.*conv2/kernel$", (*(None,) * axes, "tensor", None)) for axes in (1, 2, 3)),
 )
 
 

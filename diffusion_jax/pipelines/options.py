@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from diffusion_jax.diffusion import solvers
 from diffusion_jax.errors import ConfigError, unknown_name
 
+_LOG = logging.getLogger(__name__)
 THRESHOLDS = ("none", "static", "dynamic")
 
 
@@ -145,6 +147,41 @@ def label_list(labels: Any, num_classes: int) -> np.ndarray:
     if bad.any():
         raise ConfigError(f"labels={array[bad][0]}: out of range; expected 0..{num_classes - 1}")
     return array.astype(np.int32)
+
+
+def text_list(prompts: Any, length: int) -> list[str]:
+    """Captions, none at least as the empty one; says which are cut to `length` bytes of UTF-8.
+
+    Raises:
+        ConfigError: something is no text.
+    """
+    if prompts is None or isinstance(prompts, str):
+        texts = [prompts or ""]
+    else:
+        texts = list(prompts) if isinstance(prompts, Iterable) else [prompts]
+    for prompt in texts:
+        if not isinstance(prompt, str):
+            raise ConfigError(f"prompts={prompt!r}: expected a text")
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            # What a terminal passes on that is not UTF-8.
+            raise ConfigError(f"prompts={prompt!r}: not UTF-8; expected a text")
+    long = [prompt for prompt in texts if len(prompt.encode("utf-8")) > length]
+    if long:
+        many = f"{len(long)} prompt{'s are' if len(long) > 1 else ' is'}"
+        _LOG.warning("%s cut to the %d bytes that the model reads: %r", many, length, long[0])
+    return texts or [""]
+
+
+def number_rows(scalars: Any, names: Sequence[str]) -> np.ndarray:
+    """Numbers as float32 [n, len(names)]; ConfigError unless they are finite rows of that width."""
+    try:
+        rows = np.atleast_2d(np.asarray(scalars, np.float32))
+    except (TypeError, ValueError):
+        rows = np.empty((0, 0), np.float32)
+    fits = rows.ndim == 2 and len(rows) and rows.shape[1] == len(names)
+    if not fits or not np.isfinite(rows).all():
+        raise ConfigError(f"scalars={scalars!r}: expected rows of {len(names)}: {', '.join(names)}")
+    return rows
 
 
 class Program:

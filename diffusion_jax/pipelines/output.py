@@ -1,4 +1,4 @@
-"""Samples as files: `samples.npz`, a grid, one PNG an image, a GIF of the trajectory."""
+"""Samples as files: `samples.npz`, a grid, one PNG an image, a GIF of the trajectory, texts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import numpy as np
 
 from diffusion_jax.data.spec import DataSpec
 from diffusion_jax.errors import ConfigError, check_local
+from diffusion_jax.pipelines.drawing import draw, labelled, write_texts
 from diffusion_jax.pipelines.samples import Samples
-from diffusion_jax.visual import picture, save_png, trajectory_gif
+from diffusion_jax.visual import save_png, token_pictures, trajectory_gif
 
 GRID_LIMIT = 400
 """Images or bits in the grid at most; the files hold all."""
@@ -60,16 +61,27 @@ def _write(folder: Path, samples: Samples, spec: DataSpec) -> None:
     limit = None if spec.kind == "points" else GRID_LIMIT
     shown = samples.x[:limit]
     labels = None
-    if samples.label is not None and spec.kind == "image":
+    if samples.label is not None and labelled(spec):
         names = spec.classes or tuple(map(str, range(spec.num_classes)))
         labels = [names[i] for i in samples.label[:limit]]
-    save_png(folder / "grid.png", picture(shown, spec.kind, spec.range, labels=labels))
+    save_png(folder / "grid.png", draw(shown, spec, labels))
     # Pictures and a trajectory of an earlier call would pass for these samples.
-    for old in (*folder.glob("[0-9]" * 5 + ".png"), folder / "trajectory.gif"):
+    others = (folder / "trajectory.gif", folder / "samples.txt")
+    for old in (*folder.glob("[0-9]" * 5 + ".png"), *others):
         old.unlink(missing_ok=True)
-    if spec.kind == "image":
-        for number, image in enumerate(samples.x):
-            save_png(folder / f"{number:05d}.png", image)
+    for number, image in enumerate(_images(samples.x, spec)):
+        save_png(folder / f"{number:05d}.png", image)
+    if spec.characters:
+        write_texts(folder / "samples.txt", samples.x, spec)
     if samples.trajectory is not None:
-        frames = [picture(x[:limit], spec.kind, spec.range) for x in samples.trajectory]
+        frames = [draw(x[:limit], spec) for x in samples.trajectory]
         trajectory_gif(folder / "trajectory.gif", frames)
+
+
+def _images(x: np.ndarray, spec: DataSpec) -> np.ndarray:
+    """uint8 [n, H, W, channels] of what has a file of its own a sample; else none."""
+    if spec.kind == "image":
+        return x
+    if spec.kind == "tokens" and len(spec.shape) == 2:
+        return token_pictures(x, spec.vocabulary)
+    return x[:0]

@@ -18,17 +18,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Key, UInt32
+from jaxtyping import Array, Key, Shaped, UInt32
 
 from diffusion_jax.data.spec import DataSpec
+from diffusion_jax.data.text import decode, encode
 from diffusion_jax.diffusion import guidance as guide
 from diffusion_jax.diffusion import solvers, thresholding
 from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
+from diffusion_jax.diffusion.guidance_tokens import classifier_free_tokens
 from diffusion_jax.errors import ConfigError, named, unknown_name
 from diffusion_jax.networks import compiler_options
 from diffusion_jax.parallel.arrays import gather
 from diffusion_jax.parallel.mesh import batch_sharding, batch_shards
-from diffusion_jax.pipelines.options import Program, SamplingOptions, label_list, whole
+from diffusion_jax.pipelines.options import (
+    Program,
+    SamplingOptions,
+    label_list,
+    number_rows,
+    text_list,
+    whole,
+)
 from diffusion_jax.pipelines.samples import Samples
 from diffusion_jax.visual.pixels import to_uint8
 
@@ -47,8 +56,8 @@ class PixelPipeline:
         process: the forward process, for the prior and ancestral sampling.
         schedule: its schedule, None where ODE solvers do not apply.
         spec: shape and kind of the data; labels condition the model where it has classes.
-        conditional: whether the network reads labels.
-        guidable: whether it was also trained without labels, as guidance needs.
+        conditions: names of the conditioning that the network reads: label, text, scalar.
+        guidable: whether it was also trained without any of them, as guidance needs.
         times: `steps -> decreasing times from 1 to 0`.
         mesh: where to compute.
         defaults: options that a call may override.
@@ -59,7 +68,7 @@ class PixelPipeline:
     process: Any
     schedule: Any
     spec: DataSpec
-    conditional: bool
+    conditions: tuple[str, ...]
     times: Callable[[int], np.ndarray]
     mesh: Mesh
     defaults: SamplingOptions
@@ -70,6 +79,8 @@ class PixelPipeline:
         num: int = 16,
         *,
         labels: Sequence[int] | np.ndarray | None = None,
+        prompts: str | Sequence[str] | None = None,
+        scalars: Sequence[Sequence[float]] | np.ndarray | None = None,
         seed: int = 0,
         trajectory: bool = False,
         progress: Callable[[int], None] | None = None,
@@ -80,6 +91,8 @@ class PixelPipeline:
         Args:
             num: how many.
             labels: cycled up to `num`; None takes all classes in turn.
+            prompts: captions, cycled up to `num`; None samples without.
+            scalars: rows of the numbers that condition the model, cycled; None samples without.
             seed: same seed, same samples, whatever the batch size.
             trajectory: also return the state after every step.
             progress: called with the number of samples done.
@@ -93,13 +106,13 @@ class PixelPipeline:
         """
         chosen = self.options(**options)
         num, seed = whole("num", num, low=1), whole("seed", seed, low=0, below=2**32)
-        all_labels = self._labels(num, labels)
+        given = self._conditioning(num, labels, prompts, scalars)
         size = self._batch_shape(num, chosen.batch_size)
         compiled = self._compiled(Program(chosen), trajectory)
         parts = []
         for start in range(0, num, size):
             index = np.minimum(np.arange(start, start + size), num - 1)
-            conditioning = {} if all_labels is None else {"label": all_labels[index]}
+            conditioning = {name: values[index] for name, values in given.items()}
             inputs = self._place((index.astype(np.uint32), conditioning))
             with jax.set_mesh(self.mesh):
                 states = compiled(
@@ -109,7 +122,12 @@ class PixelPipeline:
             if progress is not None:
                 progress(min(start + size, num))
         states = self._finish(np.concatenate(parts, axis=1))
-        return Samples(x=states[-1], label=all_labels, trajectory=states if trajectory else None)
+        return Samples(
+            x=states[-1],
+            label=given.get("label"),
+            text=np.asarray(decode(given["text"])) if "text" in given else None,
+            trajectory=states if trajectory else None,
+        )
 
     def options(self, **changes: Any) -> SamplingOptions:
         """The defaults with `changes`, checked against this model; see `SamplingOptions`.
@@ -119,6 +137,11 @@ class PixelPipeline:
         """
         options = self.defaults.replace(**changes)
         self._check_guidance(options)
+        if options.threshold != "none" and self.spec.kind != "image":
+            name = options.threshold
+            raise ConfigError(
+                f"threshold={name!r}: {self.spec.kind} are not clipped; expected 'none'"
+            )
         if self.schedule is None and options.solver != "ancestral":
             raise ConfigError(
                 f"solver={options.solver!r}: this process has no ODE; expected 'ancestral'"
@@ -136,13 +159,17 @@ class PixelPipeline:
             if given != value and not self.conditional:
                 raise ConfigError(f"{name}={given}: the model is unconditional; expected {value}")
         if options.guidance != 1.0 and not self.guidable:
+            names = " or ".join(f"{name}_dropout=0" for name in self.conditions)
             raise ConfigError(
-                f"guidance={options.guidance}: the model was trained with label_dropout=0 and has "
-                "no prediction without labels; expected 1"
+                f"guidance={options.guidance}: the model was trained with {names} and has no "
+                "prediction without; expected 1"
             )
 
     def _check_solver(self, options: SamplingOptions, name: str) -> None:
         """Walks through the solver, with nothing in place of the network."""
+        given = options.solver_options.get(name, {})
+        if name == "ancestral" and given:
+            raise ConfigError(f"ancestral option {next(iter(given))!r} is unknown; it takes none")
         if name == "ancestral" or self.schedule is None:
             return
         nothing = as_denoiser(lambda x, t: x, self.schedule)
@@ -154,7 +181,7 @@ class PixelPipeline:
         standard = {"key", "noise", "trajectory"}
         parameters = inspect.signature(solvers.get(name)).parameters.values()
         known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - standard
-        for option in options.solver_options.get(name, {}):
+        for option in given:
             if option not in known:
                 raise ConfigError(unknown_name(f"{name} option", option, known))
         with named(f"{name}."), _one_line():
@@ -173,23 +200,44 @@ class PixelPipeline:
             self._check_solver(options, name)
         batch = batch_shards(self.mesh)
         index = jax.ShapeDtypeStruct((batch,), jnp.uint32)
-        label = {"label": jax.ShapeDtypeStruct((batch,), jnp.int32)} if self.conditional else {}
+        one = self._conditioning(1, None, None, None)
+        given = {k: jax.ShapeDtypeStruct((batch, *v.shape[1:]), v.dtype) for k, v in one.items()}
         scalar = jax.ShapeDtypeStruct((), jnp.float32)
         seed = jax.ShapeDtypeStruct((), jnp.uint32)
         run = functools.partial(self._run, Program(options), False)
         with _one_line(), jax.set_mesh(self.mesh):
-            jax.eval_shape(run, self.params, seed, index, label, scalar)
+            jax.eval_shape(run, self.params, seed, index, given, scalar)
 
-    def _labels(self, num: int, labels: Any) -> np.ndarray | None:
-        given = labels is not None and (not isinstance(labels, Sized) or len(labels) > 0)
-        if not self.conditional:
-            if given:
-                raise ConfigError(f"labels={labels!r}: the model is unconditional; leave them")
-            return None
-        return np.resize(
-            label_list(labels if given else range(self.spec.num_classes), self.spec.num_classes),
-            num,
-        )
+    @property
+    def conditional(self) -> bool:
+        """Whether the network reads anything besides the noise level."""
+        return bool(self.conditions)
+
+    def _conditioning(
+        self, num: int, labels: Any, prompts: Any, scalars: Any
+    ) -> dict[str, np.ndarray]:
+        """Conditioning [num, ...] by name; what is not given is the network's null."""
+        for name, argument, value in (
+            ("label", "labels", labels),
+            ("text", "prompts", prompts),
+            ("scalar", "scalars", scalars),
+        ):
+            absent = value is None or (isinstance(value, Sized) and not len(value))
+            if not absent and name not in self.conditions:
+                what = "unconditional" if not self.conditions else f"not conditioned by {name}"
+                raise ConfigError(f"{argument}={value!r}: the model is {what}; leave them")
+        result = {}
+        if "label" in self.conditions:
+            given = labels is not None and (not isinstance(labels, Sized) or len(labels) > 0)
+            classes = self.spec.num_classes
+            result["label"] = _cycle(label_list(labels if given else range(classes), classes), num)
+        if "text" in self.conditions:
+            # An empty text is exactly the network's null.
+            texts = text_list(prompts, self.spec.text_length)
+            result["text"] = _cycle(encode(texts, self.spec.text_length), num)
+        if "scalar" in self.conditions and scalars is not None:
+            result["scalar"] = _cycle(number_rows(scalars, self.spec.scalars), num)
+        return result
 
     def _batch_shape(self, num: int, batch_size: int) -> int:
         """The batch size, no larger than needed, rounded up to fill the devices."""
@@ -234,7 +282,7 @@ class PixelPipeline:
         index: UInt32[Array, " batch"],
         conditioning: Mapping[str, Array],
         guidance: Any,
-    ) -> Float[Array, "states batch *shape"]:
+    ) -> Shaped[Array, "states batch *shape"]:
         root = jax.random.fold_in(jax.random.key(seed), SAMPLING_STREAM)
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(root, i)))(index)
         x = jax.vmap(lambda k: self.process.prior(self.spec.shape).sample(k))(keys[:, 0])
@@ -262,7 +310,9 @@ class PixelPipeline:
         options = static.options
         denoise = self.denoiser(params, conditioning)
         if self.conditional and static.guided:
-            denoise = guide.classifier_free(
+            tokens = self.spec.kind == "tokens"
+            combine = classifier_free_tokens if tokens else guide.classifier_free
+            denoise = combine(
                 denoise,
                 self.denoiser(params, {}),
                 guidance,
@@ -284,3 +334,8 @@ def _one_line() -> Iterator[None]:
         raise
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error).splitlines()[0]) from error
+
+
+def _cycle(values: np.ndarray, num: int) -> np.ndarray:
+    """The rows repeated or cut to `num`."""
+    return values[np.arange(num) % len(values)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from diffusion_jax.pipelines.drawing import draw, write_texts
 from diffusion_jax.pipelines.pixel import PixelPipeline
-from diffusion_jax.visual import picture, save_png, trajectory_gif
+from diffusion_jax.visual import save_png, trajectory_gif
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,8 +20,9 @@ class Previews:
     Attributes:
         num: samples in the grid.
         seed: of the samples; fixed, so that grids of different steps compare.
-        folder: where `<step>.png` goes.
+        folder: where `<step>.png` goes, and of texts `<step>.txt`.
         trajectory: file of the GIF, written after the last step.
+        prompts: captions of the samples, None where the model reads none.
         last_step: number of the last step.
         write: whether this process writes.
         show: `(step, name, image)`, for TensorBoard.
@@ -31,22 +33,22 @@ class Previews:
     folder: Path
     trajectory: Path
     last_step: int
+    prompts: Sequence[str] | None = None
     write: bool
     show: Callable[[int, str, np.ndarray], None]
 
     def __call__(self, pipeline: PixelPipeline, step: int) -> Mapping[str, float]:
         """Samples on all processes; process 0 draws."""
         last = step == self.last_step
-        samples = pipeline.sample(self.num, seed=self.seed, trajectory=last)
+        samples = pipeline.sample(self.num, prompts=self.prompts, seed=self.seed, trajectory=last)
         if not self.write:
             return {}
-        image = picture(samples.x, pipeline.spec.kind, pipeline.spec.range)
+        image = draw(samples.x, pipeline.spec)
         save_png(self.folder / f"{step:08d}.png", image)
         self.show(step, "samples", image)
+        if pipeline.spec.characters:
+            write_texts(self.folder / f"{step:08d}.txt", samples.x, pipeline.spec)
         if samples.trajectory is not None:
-            frames = [
-                picture(states, pipeline.spec.kind, pipeline.spec.range)
-                for states in samples.trajectory
-            ]
+            frames = [draw(states, pipeline.spec) for states in samples.trajectory]
             trajectory_gif(self.trajectory, frames)
         return {}

@@ -13,13 +13,15 @@ class Samples:
     """Samples on the host.
 
     Attributes:
-        x: [N, *shape]; uint8 for images and bits, float32 otherwise.
+        x: [N, *shape]; uint8 for images and bits, int32 for tokens, else float32.
         label: [N] int32 where the model is class-conditional, else None.
+        text: [N] prompts where the model is conditioned by captions, else None.
         trajectory: [steps + 1, N, *shape] like `x`, from noise to data, if asked for.
     """
 
     x: np.ndarray
     label: np.ndarray | None = None
+    text: np.ndarray | None = None
     trajectory: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -30,5 +32,10 @@ class Samples:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The fields that are there, as `samples.npz` holds them."""
-        fields = {"x": self.x, "label": self.label, "trajectory": self.trajectory}
+        fields = {
+            "x": self.x,
+            "label": self.label,
+            "text": self.text,
+            "trajectory": self.trajectory,
+        }
         return {name: value for name, value in fields.items() if value is not None}

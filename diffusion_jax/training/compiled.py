@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -47,14 +47,28 @@ class CompiledTrainer:
         """The sharding of every leaf of the state."""
         return jax.tree.map(lambda a: a.sharding, self.abstract_state)
 
-    def init(self) -> TrainState:
-        """Builds the state inside jit, so that no device ever holds all of it."""
-        with jax.set_mesh(self.mesh):
-            return jax.jit(
-                self.trainer.init,
-                out_shardings=self.state_shardings,
-                compiler_options=compiler_options(run_once=True),
-            )()
+    def init(self, params: PyTree | None = None) -> TrainState:
+        """Builds the state inside jit, so that no device ever holds all of it.
+
+        Args:
+            params: parameters to begin with, like those of `initial_params`; None: fresh ones.
+        """
+        return self._once(self.trainer.init, self.state_shardings)(params)
+
+    def initial_params(self) -> PyTree:
+        """Fresh float32 parameters, where the state would have them."""
+        return self._once(self.trainer.initial_params, self.state_shardings.params)()
+
+    def _once(self, function: Callable[..., Any], shardings: PyTree) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            with jax.set_mesh(self.mesh):
+                return jax.jit(
+                    function,
+                    out_shardings=shardings,
+                    compiler_options=compiler_options(run_once=True),
+                )(*args)
+
+        return run
 
     def abstract_batch(self, local_batch: Mapping[str, Any], batch_size: int) -> PyTree:
         """The global batch that process-local examples like `local_batch` make up."""

@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Key
 
-from diffusion_jax.objectives.base import Aux, Batch, Context, Objective
+from diffusion_jax.errors import ConfigError, named
+from diffusion_jax.objectives.base import OBJECTIVE, Aux, Batch, Context, Objective
 from diffusion_jax.training import ema, guard
 from diffusion_jax.training.optimizer import grouped
+from diffusion_jax.training.precision import Precision, as_float32
 from diffusion_jax.training.state import TrainState, advance, example_keys, strata
 
 PyTree = Any
-TRAIN_STREAM, VALIDATION_STREAM, INIT_STREAM = 0, 1, 2
+TRAIN_STREAM, VALIDATION_STREAM, INIT_STREAM, OBJECTIVE_STREAM, ROUNDING_STREAM = range(5)
 
 
 class StepMetrics(NamedTuple):
@@ -41,8 +43,10 @@ class Trainer:
         init_params: key -> nested dict of float32 parameters.
         optimizer: transformation of the default parameter group.
         learning_rate: update count -> learning rate, for the log.
-        ema_decays: `{name: decay}` of the moving averages.
-        ema_warmup: whether averages start short.
+        ema_decays: `{name: decay}` of the exponential moving averages.
+        ema_warmup: whether these start short.
+        ema_powers: `{name: sigma_rel}` of the power function averages; other names.
+        precision: how parameters are kept between updates.
         seed: with the state, the source of every random number.
         accumulation: micro-batches a step; the batch size must be a multiple of it.
     """
@@ -53,8 +57,20 @@ class Trainer:
     learning_rate: Callable[[Any], Any] | None = None
     ema_decays: Mapping[str, float] = dataclasses.field(default_factory=dict)
     ema_warmup: bool = True
+    ema_powers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    precision: Precision = dataclasses.field(default_factory=Precision)
     seed: int = 0
     accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        twice = sorted({*self.ema_decays} & {*self.ema_powers})
+        if twice:
+            raise ConfigError(
+                f"ema.powers.{twice[0]}: ema.decays has an average of that name too; rename one"
+            )
+        for name, sigma_rel in self.ema_powers.items():
+            with named(f"ema.powers.{name}: "):
+                ema.gamma_of(sigma_rel)
 
     def key(self, stream: int) -> Key[Array, ""]:
         """Root key of a stream: training, validation and initialisation never share noise."""
@@ -65,17 +81,38 @@ class Trainer:
         """The optimizer over all parameter groups."""
         return grouped(self.objective.groups, self.optimizer)
 
-    def init(self) -> TrainState:
-        """State before the first update. Traceable: meant to run inside jit, already sharded."""
-        params = self.init_params(self.key(INIT_STREAM))
+    def init(self, params: PyTree | None = None) -> TrainState:
+        """State before the first update. Traceable: meant to run inside jit, already sharded.
+
+        Args:
+            params: float32 parameters to begin with, like those of `initial_params`, the default.
+        """
+        first: Any = self.initial_params() if params is None else params
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             examples=jnp.zeros((2,), jnp.uint32),
-            params=params,
-            opt_state={"optimizer": self.transformation.init(params), "guard": guard.init()},
-            ema={name: params for name in self.ema_decays},
-            extra=self.objective.init_extra(params),
+            params=self.precision.stored(first, self._rounding_key(-1)),
+            opt_state={
+                "optimizer": self.transformation.init(first),
+                "guard": guard.init(),
+                **self.precision.extra_state(first),
+            },
+            ema={name: first for name in (*self.ema_decays, *self.ema_powers)},
+            extra=self.objective.init_extra(first),
         )
+
+    def initial_params(self) -> PyTree:
+        """Float32 parameters of the network and, under a name of their own, of the objective."""
+        params = self.init_params(self.key(INIT_STREAM))
+        own = self.objective.init_params(self.key(OBJECTIVE_STREAM))
+        if not own:
+            return params
+        if OBJECTIVE in params:
+            raise ValueError(f"the network may not have parameters called {OBJECTIVE!r}")
+        return {**params, OBJECTIVE: own}
+
+    def _rounding_key(self, step: Any) -> Key[Array, ""]:
+        return jax.random.fold_in(self.key(ROUNDING_STREAM), jnp.asarray(step + 1, jnp.uint32))
 
     def train_step(
         self, state: TrainState, frozen: Mapping[str, PyTree], batch: Batch
@@ -95,34 +132,38 @@ class Trainer:
         keys = example_keys(self.key(TRAIN_STREAM), state.examples, batch_size)
         loss, grads, aux = self._gradients(state, frozen, batch, keys)
         grad_norm = optax.tree.norm(grads)
-        updates, optimizer = self.transformation.update(
-            grads, state.opt_state["optimizer"], state.params
-        )
+        full = self.precision.full(state.params, state.opt_state)
+        updates, optimizer = self.transformation.update(grads, state.opt_state["optimizer"], full)
         stratum = strata(batch_size)
         context = Context(state.step, state.ema, aux.extra, frozen, stratum, batch_size)
-        params = self.objective.post_update(optax.apply_updates(state.params, updates), context)
+        full = self.objective.post_update(optax.apply_updates(full, updates), context)
         # A finite gradient can still end in NaN (a zero moment over a zero eps, a post-update).
-        finite = guard.is_finite((loss, grad_norm), params, aux.extra)
+        finite = guard.is_finite((loss, grad_norm), full, aux.extra)
+        params = self.precision.stored(full, self._rounding_key(state.step))
         averages = ema.update(
-            state.ema, params, self._updates(state), self.ema_decays, warmup=self.ema_warmup
+            state.ema,
+            full,
+            self._updates(state),
+            self.ema_decays,
+            warmup=self.ema_warmup,
+            powers=self.ema_powers,
         )
-        params, optimizer, averages, extra = guard.select(
+        new = {"optimizer": optimizer, **self.precision.extra_state(full)}
+        old = {name: state.opt_state[name] for name in new}
+        params, kept, averages, extra = guard.select(
             finite,
-            (params, optimizer, averages, aux.extra),
-            (state.params, state.opt_state["optimizer"], state.ema, state.extra),
+            (params, new, averages, aux.extra),
+            (state.params, old, state.ema, state.extra),
         )
-        new = TrainState(
+        state_after = TrainState(
             step=state.step + 1,
             examples=advance(state.examples, batch_size),
             params=params,
-            opt_state={
-                "optimizer": optimizer,
-                "guard": guard.count(state.opt_state["guard"], finite),
-            },
+            opt_state={**kept, "guard": guard.count(state.opt_state["guard"], finite)},
             ema=averages,
             extra=extra,
         )
-        return new, self._metrics(state, aux, loss, grad_norm, finite, batch_size)
+        return state_after, self._metrics(state, aux, loss, grad_norm, finite, batch_size)
 
     def evaluate(
         self,
@@ -149,14 +190,14 @@ class Trainer:
     def _gradients(
         self, state: TrainState, frozen: Mapping[str, PyTree], batch: Batch, keys: Any
     ) -> tuple[Any, PyTree, Aux]:
-        """Loss, gradients and Aux of the whole batch, micro-batch by micro-batch."""
+        """Loss, float32 gradients and Aux of the whole batch, micro-batch by micro-batch."""
         value_and_grad = jax.value_and_grad(self.objective, has_aux=True)
         count = self.accumulation
         stratum = strata(keys.shape[0])
         if count == 1:
             context = Context(state.step, state.ema, state.extra, frozen, stratum, len(keys))
             (loss, aux), grads = value_and_grad(state.params, batch, keys, context)
-            return loss, grads, aux
+            return loss, as_float32(grads), aux
 
         # Rows i::count form micro-batch i, so that no example leaves the device that holds it.
         micro = jax.tree.map(
@@ -169,10 +210,10 @@ class Trainer:
             part_batch, part_keys, part_stratum = part
             context = Context(state.step, state.ema, extra, frozen, part_stratum, len(keys))
             (loss, aux), part_grads = value_and_grad(state.params, part_batch, part_keys, context)
-            grads = jax.tree.map(lambda g, p: g + p / count, grads, part_grads)
+            grads = jax.tree.map(lambda g, p: g + p.astype(g.dtype) / count, grads, part_grads)
             return (aux.extra, grads), (loss, aux.metrics, aux.example_loss)
 
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), state.params)
         (extra, grads), (losses, metrics, example) = jax.lax.scan(body, (state.extra, zeros), micro)
         metrics = jax.tree.map(lambda a: jnp.sum(a, axis=0), metrics)
         if example is not None:

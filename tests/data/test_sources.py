@@ -166,7 +166,7 @@ def test_points_depend_on_their_seed_and_index_alone():
     [
         ("digts", "train", {}, ["data.name='digts'", "did you mean 'digits'"]),
         ("digits", "test", {}, ["split='test'", "train, validation"]),
-        ("digits", "train", {"size": 3}, ["'size'", "takes none"]),
+        ("digits", "train", {"size": 3}, ["'size'", "known: binarise"]),
         ("points", "train", {"distrbution": "moons"}, ["did you mean 'distribution'"]),
         ("points", "train", {"distribution": "swissroll"}, ["did you mean 'swiss_roll'"]),
         ("points", "validation", {"held_out": 0}, ["data.points.held_out=0", "at least 1"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -13,68 +12,11 @@ import sys
 
 import numpy as np
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
-from PIL import Image
 
 from diffusion_jax import data
 from diffusion_jax.errors import ConfigError, DataError
 
 NAME = "tiny_shapes"
-SHARDS = {"test": [4], "train": [7, 5]}
-"""Records a shard; ids count the splits in alphabetical order: test 0..3, train 4..15."""
-
-
-def png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def example(image: bytes, label: int) -> bytes:
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    message = tf_example_pb2.Example()
-    message.features.feature["image"].bytes_list.value.append(image)
-    message.features.feature["label"].int64_list.value.append(label)
-    return message.SerializeToString()
-
-
-def write_data_set(
-    root, images, labels, *, shape=("6", "5", "3"), damaged=(), format_="array_record"
-):
-    """A prepared data set in the layout TFDS documents; `damaged` records hold no image."""
-    folder = root / NAME / "1.0.0"
-    folder.mkdir(parents=True)
-    number, splits = 0, []
-    for split, lengths in SHARDS.items():
-        for shard, length in enumerate(lengths):
-            path = folder / f"{NAME}-{split}.array_record-{shard:05d}-of-{len(lengths):05d}"
-            writer = ArrayRecordWriter(str(path), "group_size:1")
-            for _ in range(length):
-                image = b"no picture" if number in damaged else png(images[number])
-                writer.write(example(image, labels[number]))
-                number += 1
-            writer.close()
-        splits.append({"name": split, "shardLengths": [str(n) for n in lengths], "numBytes": "1"})
-        splits[-1]["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    info = {"name": NAME, "version": "1.0.0", "fileFormat": format_, "splits": splits}
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    python = "tensorflow_datasets.core.features"
-    image = {"dtype": "uint8", "shape": {"dimensions": list(shape)}}
-    features = {
-        "image": {"pythonClassName": f"{python}.image_feature.Image", "image": image},
-        "label": {
-            "pythonClassName": f"{python}.class_label_feature.ClassLabel",
-            "classLabel": {"numClasses": "3"},
-        },
-    }
-    top = {
-        "pythonClassName": f"{python}.features_dict.FeaturesDict",
-        "featuresDict": {"features": features},
-    }
-    (folder / "features.json").write_text(json.dumps(top))
-    (folder / "label.labels.txt").write_text("disc\nring\nbar\n")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +30,9 @@ def labels():
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, images, labels):
+def root(tmp_path_factory, write_tfds, images, labels):
     path = tmp_path_factory.mktemp("tfds")
-    write_data_set(path, images, labels)
+    write_tfds(path, images, labels)
     return path
 
 
@@ -141,11 +83,11 @@ def test_image_size_and_flip(root, images):
     )
 
 
-def test_images_of_mixed_sizes_need_a_size(tmp_path, labels):
+def test_images_of_mixed_sizes_need_a_size(write_tfds, tmp_path, labels):
     rng = np.random.default_rng(0)
     sizes = rng.integers(8, 20, (16, 2))
     mixed = [rng.integers(0, 256, (h, w), dtype=np.uint8) for h, w in sizes]
-    write_data_set(tmp_path, mixed, labels, shape=("-1", "-1", "3"))
+    write_tfds(tmp_path, mixed, labels, shape=("-1", "-1", "3"))
     with pytest.raises(ConfigError, match=r"data\.tfds\.image_size is not set"):
         load(tmp_path)
     batch = everything(load(tmp_path, image_size=8))
@@ -221,37 +163,70 @@ def test_a_damaged_shard_is_named(root, tmp_path, damage, memory):
     assert len(everything(load(tmp_path, "validation"))["id"]) == 4
 
 
-def test_records_without_an_image_are_counted_named_and_limited(tmp_path, images, labels, caplog):
-    write_data_set(tmp_path, images, labels, damaged=(6, 13))
+def test_records_without_an_image_are_counted_named_and_limited(
+    write_tfds, tmp_path, images, labels, caplog
+):
+    write_tfds(tmp_path, images, labels, damaged=(6, 13))
     with pytest.raises(DataError, match="max_unreadable=0") as error:
         load(tmp_path)
     assert "train.array_record-00000-of-00002, record 2" in str(error.value)
-    with pytest.raises(DataError, match="2 unreadable records"):
+    with pytest.raises(DataError, match="2 unreadable pictures"):
         load(tmp_path, max_unreadable=1)
 
     with caplog.at_level("WARNING"):
-        source = load(tmp_path, max_unreadable=2)
+        load(tmp_path, max_unreadable=2)
     assert "00000-of-00002, record 2" in caplog.text
     assert "00001-of-00002, record 2" in caplog.text
-    batch = everything(source)
-    assert batch["id"].tolist() == [i for i in range(4, 16) if i not in (6, 13)]
-    np.testing.assert_allclose(batch["x"] * 127.5 + 127.5, images[batch["id"]], atol=1e-4)
+    # The next one stands in the place of each, so that the number of examples does not change.
+    expected = [i + (i in (6, 13)) for i in range(4, 16)]
+    for memory in (1 << 20, 0):
+        batch = everything(load(tmp_path, max_unreadable=2, memory=memory))
+        assert batch["id"].tolist() == expected
+        np.testing.assert_allclose(batch["x"] * 127.5 + 127.5, images[expected], atol=1e-4)
+        np.testing.assert_array_equal(batch["conditioning"]["label"], labels[expected])
 
     with pytest.raises(DataError, match="00001-of-00002, record 2"):
-        load(tmp_path, memory=0, max_unreadable=2).fetch(np.array([1, 9]))
+        load(tmp_path, memory=0, max_unreadable=1).fetch(np.array([2, 9]))
 
 
-def test_a_label_outside_the_classes_is_refused(tmp_path, images, labels):
-    write_data_set(tmp_path, images, np.where(np.arange(16) == 9, -1, labels))
+def test_a_label_outside_the_classes_is_refused(write_tfds, tmp_path, images, labels):
+    write_tfds(tmp_path, images, np.where(np.arange(16) == 9, -1, labels))
     with pytest.raises(DataError, match=r"record 5: label=\[-1\]; expected one of 0 to 2"):
         load(tmp_path)
 
 
-def test_another_file_format_tells_how_to_convert(tmp_path, images, labels):
-    write_data_set(tmp_path, images, labels, format_="tfrecord")
+@pytest.mark.slow
+def test_what_another_file_format_is_told_converts_it(tmp_path):
+    """TFDS writes a set as TFRecord; the command of the message is typed; nothing has changed."""
+    program = f"""
+import numpy as np, tensorflow as tf, tensorflow_datasets as t
+rng = np.random.default_rng(0)
+features = t.features.FeaturesDict({{
+    "image": t.features.Image(shape=(6, 5, 3), encoding_format="jpeg"),
+    "label": t.features.ClassLabel(names=["disc", "ring", "bar"]),
+}})
+splits = {{
+    name: tf.data.Dataset.from_tensor_slices({{
+        "image": rng.integers(0, 255, (count, 6, 5, 3)).astype("uint8"),
+        "label": np.arange(count) % 3,
+    }}) for name, count in (("train", 12), ("test", 4))
+}}
+t.dataset_builders.store_as_tfds_dataset(
+    "stored", "1.0.0", features, splits, data_dir={str(tmp_path / "old")!r},
+    file_format="tfrecord", disable_shuffling=True)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=300)
     with pytest.raises(DataError, match="is stored as tfrecord; expected array_record") as error:
-        load(tmp_path)
-    assert f"t.builder('{NAME}', data_dir='DIR').download_and_prepare(" in str(error.value)
+        load(tmp_path / "old", name="stored")
+    assert "\n" not in str(error.value)
+    command = re.search(r"type: (python -c \".*?\");", str(error.value))[1]
+    command = command.replace("python", sys.executable, 1)
+    command = command.replace("'DIR'", f"'{tmp_path / 'new'}'")
+    subprocess.run(["sh", "-c", command], check=True, capture_output=True, timeout=300)
+    source = load(tmp_path / "new", name="stored")
+    assert len(source) == 12
+    assert everything(source)["conditioning"]["label"].tolist() == [0, 1, 2] * 4
+    assert source.spec.classes == ("disc", "ring", "bar")
 
 
 class Unprepared:

@@ -1,15 +1,14 @@
-"""Resizing before memory, flips on the way into a batch."""
+"""Windows and flips on the way into a batch."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from diffusion_jax import data
 from diffusion_jax.data.arrays import ArraySource, from_uint8
 from diffusion_jax.data.spec import DataSpec
-from diffusion_jax.data.transforms import HorizontalFlip, resize
+from diffusion_jax.data.transforms import HorizontalFlip, mirrored, windows
 
 
 @pytest.fixture
@@ -60,9 +59,23 @@ def test_validation_is_never_flipped(images):
         np.testing.assert_array_equal(batch["x"], images.fetch(np.arange(64))["x"])
 
 
-def test_resize_takes_the_centre_square():
-    pixels = np.zeros((10, 30), np.uint8)
-    pixels[:, 10:20] = 200
-    small = np.asarray(resize(Image.fromarray(pixels), 5))
-    assert small.shape == (5, 5)
-    assert small[:, 1:4].min() >= 195
+def test_windows_are_uniform_in_both_directions_and_follow_id_and_position():
+    ids, positions = np.tile(np.arange(10), 400), np.arange(4000)
+    spare = np.tile(np.array([[3, 7]]), (4000, 1))
+    corners = windows(ids, positions, spare)
+    for axis, places in ((0, 4), (1, 8)):
+        counts = np.bincount(corners[:, axis], minlength=places)
+        assert len(counts) == places
+        expected = 4000 / places
+        assert np.abs(counts - expected).max() < 4.5 * np.sqrt(expected)
+    # The two directions, and flips, are drawn apart.
+    both = np.bincount(corners[:, 0] * 8 + corners[:, 1], minlength=32)
+    assert np.abs(both - 125).max() < 4.5 * np.sqrt(125)
+    left = corners[:, 1] < 4
+    assert abs((left == mirrored(ids, positions)).mean() - 0.5) < 4.5 * 0.5 / np.sqrt(4000)
+    np.testing.assert_array_equal(windows(ids[7:8], positions[7:8], spare[7:8])[0], corners[7])
+
+
+def test_without_positions_windows_stand_in_the_middle():
+    spare = np.array([[0, 4], [3, 0], [0, 0]])
+    assert windows(np.arange(3), None, spare).tolist() == [[0, 2], [1, 0], [0, 0]]

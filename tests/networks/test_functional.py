@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffusion_jax.networks import MLP, DiT, UNet, functional
+from diffusion_jax.networks import EDM2, MLP, DiT, UNet, UViT, functional
 
 # Tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -18,10 +18,21 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 UNET = functools.partial(
     UNet, (4, 4, 1), channels=8, multipliers=(1, 2), blocks=1, attention_resolutions=()
 )
+SMALL_EDM2 = functools.partial(
+    EDM2,
+    (4, 4, 1),
+    channels=8,
+    multipliers=(1, 2),
+    blocks=1,
+    attention_resolutions=(),
+    head_dim=8,
+)
 CASES = {
+    "edm2": ((4, 4, 1), SMALL_EDM2),
     "mlp": ((5,), functools.partial(MLP, (5,), width=32, depth=2)),
     "unet": ((4, 4, 1), UNET),
     "dit": ((4, 4, 1), functools.partial(DiT, (4, 4, 1), dim=32, depth=2, heads=2)),
+    "uvit": ((4, 4, 1), functools.partial(UViT, (4, 4, 1), dim=32, depth=3, heads=2)),
 }
 
 
@@ -246,8 +257,9 @@ def test_every_dropout_has_a_key_of_its_own(name, monkeypatch):
         seen.append(jax.random.key_data(key))
         return x
 
-    monkeypatch.setattr(f"diffusion_jax.networks.{name}.dropout", spy)
-    unrolled = {"scan": False} if name == "dit" else {}
+    where = {"dit": "blocks", "uvit": "blocks", "unet": "unet_blocks"}.get(name, name)
+    monkeypatch.setattr(f"diffusion_jax.networks.{where}.dropout", spy)
+    unrolled = {} if name == "mlp" else {"scan": False}
     net = functional(functools.partial(make, dropout=0.5, **unrolled))
 
     @jit
@@ -256,4 +268,5 @@ def test_every_dropout_has_a_key_of_its_own(name, monkeypatch):
         net.apply(tree, *inputs(shape), {}, key=jax.random.key(1))
         return jnp.stack(seen)
 
-    assert len(np.unique(keys(), axis=0)) == {"mlp": 2, "unet": 8, "dit": 4}[name]
+    expected = {"edm2": 10, "mlp": 2, "unet": 8, "dit": 4, "uvit": 6}
+    assert len(np.unique(keys(), axis=0)) == expected[name]

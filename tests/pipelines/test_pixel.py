@@ -52,7 +52,7 @@ def make(mesh=None, **changes):
         "process": processes.Gaussian(SCHEDULE),
         "schedule": SCHEDULE,
         "spec": DataSpec(shape=(2,), kind="points", num_classes=3, range=(-2.0, 2.0)),
-        "conditional": True,
+        "conditions": ("label",),
         "times": time_grids.uniform,
         "mesh": mesh or make_mesh(devices=jax.devices()[:1]),
         "defaults": SamplingOptions(solver="ddim", steps=20, batch_size=64),
@@ -93,7 +93,7 @@ def test_labels_are_cycled():
     assert make().sample(7, labels=[2, 0, 0]).label.tolist() == [2, 0, 0, 2, 0, 0, 2]
     assert make().sample(4).label.tolist() == [0, 1, 2, 0]
     assert make().sample(2, labels=[1, 2, 0]).label.tolist() == [1, 2]
-    assert make(conditional=False).sample(4).label is None
+    assert make(conditions=()).sample(4).label is None
 
 
 def test_guidance_against_its_closed_form():
@@ -156,6 +156,8 @@ def test_progress_counts_samples():
         ({"guidance_rescale": 2.0}, "guidance_rescale=2.0: expected 0..1"),
         ({"threshold": "dynamik"}, "did you mean 'dynamic'"),
         ({"threshold_percentile": 1.0}, "threshold_percentile=1.0: expected a number between"),
+        ({"threshold": "static"}, "threshold='static': points are not clipped; expected 'none'"),
+        ({"solver": "ancestral", "solver_options": {"eta": 0.5}}, "ancestral option 'eta'"),
         ({"solver": "ddim", "solver_options": {"eta": 3.0}}, "ddim.eta=3.0"),
         ({"solver": "ddpm", "solver_options": {"variance": "learned"}}, "ddpm.variance"),
         ({"solver": "ddim", "solver_options": {"eat": 1.0}}, "eat"),
@@ -170,7 +172,7 @@ def test_bad_options(options, words):
 
 
 def test_an_unconditional_model_takes_neither_labels_nor_guidance():
-    pipeline = make(conditional=False)
+    pipeline = make(conditions=())
     with pytest.raises(ConfigError, match=r"labels=\[1\]: the model is unconditional"):
         pipeline.sample(2, labels=[1])
     with pytest.raises(ConfigError, match=r"guidance=2\.0: the model is unconditional"):

@@ -146,7 +146,9 @@ def test_tensorboard_shows_scalars_images_and_hparams(tmp_path):
     ("lives", "scalars"),
     [
         (2, [[1, 1 / 4], [2, 2 / 8], [3, 3 / 8]]),
-        (4, [[1, 1 / 16], [2, 2 / 16], [3, 3 / 32], [4, 4 / 32]]),
+        pytest.param(
+            4, [[1, 1 / 16], [2, 2 / 16], [3, 3 / 32], [4, 4 / 32]], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_tensorboard_forgets_what_a_resume_writes_again(tmp_path, lives, scalars):

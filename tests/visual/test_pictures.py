@@ -83,8 +83,8 @@ def test_picture_chooses_by_kind():
     plot = point_plot(points, (-3.0, 3.0))
     np.testing.assert_array_equal(picture(points, "points", (-3.0, 3.0)), plot)
     np.testing.assert_array_equal(picture(bits, "bits", (0.0, 1.0)), bit_rows(bits))
-    with pytest.raises(ValueError, match="kind='tokens'"):
-        picture(bits, "tokens")
+    with pytest.raises(ValueError, match="kind='music'"):
+        picture(bits, "music")
     with pytest.raises(ValueError, match="only images"):
         picture(points, "points", labels=list("abcdefghi"))
 

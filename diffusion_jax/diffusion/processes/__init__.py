@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from diffusion_jax.diffusion.processes.binomial import Binomial
+from diffusion_jax.diffusion.processes.categorical import Categorical, TokenProcess
 from diffusion_jax.diffusion.processes.gaussian import Gaussian
+from diffusion_jax.diffusion.processes.keeping import KEEPS, CosineKeep, Keep, LinearKeep
+from diffusion_jax.diffusion.processes.masked import Masked
 from diffusion_jax.diffusion.processes.protocol import (
     Bernoulli,
     Distribution,
     Normal,
     Process,
 )
+from diffusion_jax.diffusion.processes.uniform import Uniform
 
-__all__ = ["Bernoulli", "Binomial", "Distribution", "Gaussian", "Normal", "Process"]
+__all__ = [
+    "KEEPS",
+    "Bernoulli",
+    "Binomial",
+    "Categorical",
+    "CosineKeep",
+    "Distribution",
+    "Gaussian",
+    "Keep",
+    "LinearKeep",
+    "Masked",
+    "Normal",
+    "Process",
+    "TokenProcess",
+    "Uniform",
+]

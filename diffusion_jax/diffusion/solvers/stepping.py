@@ -19,18 +19,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from diffusion_jax.diffusion.denoiser import Denoiser
+from diffusion_jax.diffusion.processes.categorical import TokenProcess
+from diffusion_jax.diffusion.processes.protocol import Process
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.time_grids import check_times
 
 Denoise = Denoiser | Callable[[Any, Any], Any]
 State = Float[Array, "batch *shape"]
 Start = Float[Array | np.ndarray, "..."]
+Tokens = Int[Array, "batch *shape"]
+TokenStart = Int[Array | np.ndarray, "..."]
 # (step, draw, shape) -> a standard normal draw; step and draw are Python integers.
 Noise = Callable[[int, int, tuple[int, ...]], Any]
 Result = State | tuple[State, Float[Array, "steps_plus_1 batch *shape"]]
+TokenResult = Tokens | tuple[Tokens, Int[Array, "steps_plus_1 batch *shape"]]
 
 
 class Steps(NamedTuple):
@@ -96,9 +101,27 @@ def start(x: Start) -> State:
     return x
 
 
-def compute_dtype(x: State) -> Any:
+def start_of(process: Process, x: Any) -> Any:
+    """`start`; for a process of tokens, whole numbers with a batch axis."""
+    if not isinstance(process, TokenProcess):
+        return start(x)
+    x = jnp.asarray(x)
+    if x.ndim < 1 or not jnp.issubdtype(x.dtype, jnp.integer):
+        raise ValueError(
+            f"x has shape {x.shape} and dtype {x.dtype}; expected tokens [batch, ...], of an "
+            "integer type"
+        )
+    return x
+
+
+def compute_dtype(x: State | Tokens) -> Any:
     """The type of the coefficients and of a step's arithmetic: float32 at least."""
     return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def state_dtype(x: State | Tokens) -> Any:
+    """The type of the state between steps: that of the arithmetic; tokens stay whole numbers."""
+    return compute_dtype(x) if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
 
 
 class Draws(NamedTuple):
@@ -130,7 +153,12 @@ class Draws(NamedTuple):
 
 
 def draws(
-    solver: str, x: State, steps: int, key: Array | None, noise: Noise | None, needed: Any = None
+    solver: str,
+    x: State | Tokens,
+    steps: int,
+    key: Array | None,
+    noise: Noise | None,
+    needed: Any = None,
 ) -> Draws:
     """Checks the noise arguments. A recorded draw is asked for, on the host and before the scan,
     only for the steps that add noise (`needed` [steps], where known), and is held in memory."""
@@ -161,15 +189,15 @@ def example_keys(key: Array, batch: int) -> Array:
 
 
 def scan_steps(
-    update: Callable, x: State, init: Callable[[State], Any], rows: Any, trajectory: bool
-) -> Result:
+    update: Callable, x: Any, init: Callable[[Any], Any], rows: Any, trajectory: bool
+) -> Any:
     """Runs update(x, history, row) -> (x, history) over the rows; the final x, or (x, states).
 
-    The first history is init(x). Both see `x` in `compute_dtype`; it is returned, like `states`
+    The first history is init(x). Both see `x` in `state_dtype`; it is returned, like `states`
     [steps + 1, ...], in its own type.
     """
     dtype = x.dtype
-    first = x.astype(compute_dtype(x))
+    first = x.astype(state_dtype(x))
 
     def body(carry: Any, row: Any) -> Any:
         state, history = update(carry[0], carry[1], row)
@@ -183,7 +211,7 @@ def scan_steps(
     return final, jnp.concatenate([x[None], states])
 
 
-def cast(x: State, *coefficients: Any) -> tuple[Array, ...]:
+def cast(x: State | Tokens, *coefficients: Any) -> tuple[Array, ...]:
     """Coefficients as JAX arrays of the step's type."""
     dtype = compute_dtype(x)
     return tuple(jnp.asarray(c, dtype) for c in coefficients)
