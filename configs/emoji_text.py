@@ -5,6 +5,11 @@
     python -m diffusion_jax.sample --workdir=runs/emoji --prompt="red apple" --out=apple
 
 DIR holds pictures and a `metadata.jsonl` with a line {"file_name": ..., "text": ...} for each.
+
+On 3,225 emoji, two cores of an AMD EPYC that other programs shared took 1 h 30 min (November 2026);
+`val/loss_ema` ended at 0.094. Samples for captions that were held out are in docs/images/emoji.png,
+drawn by `benchmarks/caption_grid.py`: they have the kind, the colours and the skin tone that is
+asked for, and not yet the finer things.
 """
 
 from __future__ import annotations
