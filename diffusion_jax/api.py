@@ -66,6 +66,7 @@ class Run:
         path: the workdir.
         model: network, process and prediction.
         train_data, validation_data: sources of the two splits.
+        train_ids: a hash of the ids of the training examples.
         compiled: the training step on its mesh.
         frozen: what the step reads and never trains.
         begin: makes the first state, where it is not one of fresh parameters.
@@ -76,6 +77,7 @@ class Run:
     path: Path
     model: builders.Model
     train_data: data.Source
+    train_ids: str
     validation_data: data.Source
     compiled: CompiledTrainer
     frozen: frozen.Frozen
@@ -109,7 +111,8 @@ class Run:
         with named("config.validation."):
             check_batch_size(config.validation.batch_size or config.batch_size, 1, mesh)
         train_data = main_first(lambda: builders.source(config, "train"))
-        workdir.check_data(folder, train_data.spec, len(train_data))
+        train_ids = start.agree_on_data(train_data)
+        workdir.check_data(folder, train_data.spec, len(train_data), train_ids)
         model = builders.model(config, train_data.spec)
         parts = frozen.prepare(config, train_data.spec, mesh, encoder)
         workdir.check_frozen(folder, parts.hashes)
@@ -123,6 +126,7 @@ class Run:
             path=folder,
             model=model,
             train_data=train_data,
+            train_ids=train_ids,
             validation_data=builders.source(config, "validation"),
             compiled=compiled,
             frozen=parts,
@@ -168,7 +172,7 @@ class Run:
         with contextlib.ExitStack() as stack:
             stack.callback(self._saves.close)
             if self.is_main:
-                parts = self.model.spec, len(self.train_data), self.frozen.hashes
+                parts = self.model.spec, len(self.train_data), self.train_ids, self.frozen.hashes
                 workdir.write_config(self.path, self.config, *parts)
             writer = writers.create(
                 self.path,
@@ -296,7 +300,7 @@ class Run:
             folder=self.path / workdir.SAMPLES,
             trajectory=self.path / workdir.TRAJECTORY,
             last_step=config.steps,
-            prompts=self._held_out_captions(),
+            **self._held_out_conditions(),
             write=self.is_main,
             show=writer.image,
         )
@@ -309,13 +313,17 @@ class Run:
         hooks.append(Hook(name="samples", every=config.sampling.every, run=sample))
         return hooks
 
-    def _held_out_captions(self) -> list[str] | None:
-        """Captions that the training never saw, for the grids."""
-        if "text" not in self.model.conditions:
-            return None
+    def _held_out_conditions(self) -> dict[str, Any]:
+        """Captions and numbers that the training never saw, for the grids."""
+        conditions = self.model.conditions
+        if "text" not in conditions and "scalar" not in conditions:
+            return {}
         count = min(self.config.sampling.num, len(self.validation_data))
-        batch = self.validation_data.fetch(np.arange(count))
-        return data.decode_text(batch["conditioning"]["text"])
+        given = self.validation_data.fetch(np.arange(count))["conditioning"]
+        return {
+            "prompts": data.decode_text(given["text"]) if "text" in conditions else None,
+            "scalars": given["scalar"] if "scalar" in conditions else None,
+        }
 
     def _validation_batches(self) -> Iterator[Any]:
         """Padded device batches of the held-out examples, one at a time."""

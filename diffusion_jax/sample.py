@@ -16,6 +16,9 @@ OUT = flags.DEFINE_string("out", "", "Folder to write to.")
 NUM = flags.DEFINE_integer("num", 64, "Number of samples.")
 LABELS = flags.DEFINE_string("labels", "", "Classes, such as 3,7; cycled up to --num.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "A caption; may be given several times.")
+SCALARS = flags.DEFINE_multi_string(
+    "scalars", [], "Numbers that condition the model, such as 1.5,20; may be given several times."
+)
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight; 1 is the conditional model.")
 SOLVER = flags.DEFINE_string("solver", None, "Solver, such as ddim or dpmpp_2m.")
 STEPS = flags.DEFINE_integer("steps", None, "Steps of the solver.")
@@ -45,11 +48,13 @@ def run() -> None:
     main = jax.process_index() == 0
     folder = output.prepare(OUT.value) if main else Path(OUT.value)
     labels = doors.numbers("labels", LABELS.value, int, "3,7")
+    rows = [doors.numbers("scalars", row, float, "1.5,20") or [] for row in SCALARS.value]
     pipeline = api.load(WORKDIR.value, ema=EMA.value, ema_length=EMA_LENGTH.value, note=doors.note)
     samples = pipeline.sample(
         NUM.value,
         labels=labels,
         prompts=PROMPT.value,
+        scalars=rows or None,
         seed=SEED.value,
         guidance=GUIDANCE.value,
         solver=SOLVER.value,

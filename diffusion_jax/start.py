@@ -17,7 +17,9 @@ from diffusion_jax import config as configs
 from diffusion_jax import lock, workdir
 from diffusion_jax.checkpoints.layout import complete_steps
 from diffusion_jax.config import Config
-from diffusion_jax.errors import ConfigError, named
+from diffusion_jax.data.identity import fingerprint
+from diffusion_jax.data.spec import Source
+from diffusion_jax.errors import ConfigError, DataError, named
 from diffusion_jax.parallel.cache import enable_compilation_cache
 from diffusion_jax.parallel.distributed import gather_json
 
@@ -145,6 +147,23 @@ def _check_alike(views: list[_View], error: ConfigError | None) -> None:
                 for path in sorted(changed)
             )
             raise ConfigError(f"{shown}; start every process with the same config and flags")
+
+
+def agree_on_data(source: Source) -> str:
+    """A hash of the training examples, which is the same in all processes. All must call it.
+
+    Raises:
+        DataError: another process has other examples.
+    """
+    mine = fingerprint(source)
+    found = gather_json([mine, len(source)])
+    for number, (hashed, count) in enumerate(found):
+        if hashed != found[0][0]:
+            raise DataError(
+                f"config.data: the {count} training examples of process {number} are not the "
+                f"{found[0][1]} of process 0; give every process the same files"
+            )
+    return mine
 
 
 def enable_cache(config: Config) -> None:

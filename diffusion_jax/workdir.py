@@ -169,7 +169,7 @@ def read_spec(workdir: str | Path) -> DataSpec:
         raise ConfigError(f"{Path(workdir) / CONFIG_FILE}: data_spec: {error}") from None
 
 
-def check_data(path: Path, spec: DataSpec, examples: int) -> None:
+def check_data(path: Path, spec: DataSpec, examples: int, fingerprint: str) -> None:
     """Compares the data of a run with those that a workdir was made with; a new one passes.
 
     The same name may stand for other data: another release of a data set, or one rebuilt.
@@ -178,9 +178,10 @@ def check_data(path: Path, spec: DataSpec, examples: int) -> None:
         path: the workdir.
         spec: of the data at hand.
         examples: number of training examples at hand.
+        fingerprint: of their ids, in order.
 
     Raises:
-        ConfigError: the description or the number differs.
+        ConfigError: the description, the number or the examples differ.
     """
     if not (path / CONFIG_FILE).exists():
         return
@@ -192,6 +193,12 @@ def check_data(path: Path, spec: DataSpec, examples: int) -> None:
         raise ConfigError(
             f"workdir={path} was made with other data ({', '.join(changed)}); take those back or "
             "name a new workdir"
+        )
+    # Workdirs of earlier versions have none.
+    if _described(path, "train_ids", str, fingerprint) != fingerprint:
+        raise ConfigError(
+            f"workdir={path} was made with other training examples, as many as these: files were "
+            "renamed, replaced or split otherwise; take those back or name a new workdir"
         )
 
 
@@ -223,14 +230,16 @@ def check_frozen(path: Path, hashes: Mapping[str, str]) -> None:
         )
 
 
-def _described(path: Path, entry: str, kind: type) -> Any:
-    """An entry of `config.json`."""
+def _described(path: Path, entry: str, kind: type, default: Any = None) -> Any:
+    """An entry of `config.json`; `default`, if given, where it has none."""
     path = folder_of(path)
     file = path / CONFIG_FILE
     try:
-        values = json.loads(file.read_text())[entry]
+        described = json.loads(file.read_text())
+        values = described[entry] if default is None else described.get(entry, default)
         if not isinstance(values, kind):
-            raise TypeError(f"{entry} is no {'object' if kind is dict else 'whole number'}")
+            expected = {dict: "object", int: "whole number", str: "text"}
+            raise TypeError(f"{entry} is no {expected[kind]}")
     except FileNotFoundError:
         if path.is_dir():
             raise ConfigError(f"workdir={path} is no workdir: it has no {CONFIG_FILE}") from None
@@ -251,14 +260,16 @@ def write_config(
     config: Config,
     spec: DataSpec,
     examples: int,
+    fingerprint: str,
     frozen: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes `config.json`: config, shape and number of the training data, hashes of what is
+    """Writes `config.json`: config, shape, number and ids of the training data, hashes of what is
     frozen, versions, commit."""
     described = {
         "config": configs.to_json(config),
         "data_spec": dataclasses.asdict(spec),
         "train_examples": examples,
+        "train_ids": fingerprint,
         "frozen": dict(frozen or {}),
         "versions": versions(),
         "git_commit": git_commit(),

@@ -63,7 +63,7 @@ def untrained(config, folder: Path) -> Path:
     run = api.Run.build(config, folder)
     run.save(run.compiled.init(), 0)
     run._saves.close()
-    workdir.write_config(folder, run.config, run.model.spec, len(run.train_data))
+    workdir.write_config(folder, run.config, run.model.spec, len(run.train_data), run.train_ids)
     run.held.release()
     return folder
 

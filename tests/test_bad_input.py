@@ -15,8 +15,9 @@ import pytest
 from ml_collections import ConfigDict
 
 import diffusion_jax
-from diffusion_jax import api, builders, doors, start, workdir
+from diffusion_jax import api, builders, data, doors, start, workdir
 from diffusion_jax import config as configs
+from diffusion_jax.data.identity import fingerprint
 from diffusion_jax.errors import ConfigError, DataError, Preempted
 
 
@@ -384,6 +385,33 @@ def test_other_data_under_the_same_name(copy):
     assert "train_examples: 65535 -> 65536" in str(error.value)
     assert "data_spec.classes: ('left', 'right') -> " in str(error.value)
     assert snapshot(copy) == before
+
+
+def test_other_examples_of_the_same_number(copy):
+    config = tiny(data__points__distribution="moons", steps=2)
+    file = copy / "config.json"
+    described = json.loads(file.read_text())
+    described["train_ids"] = "0" * 32
+    file.write_text(json.dumps(described))
+    before = snapshot(copy)
+    with pytest.raises(ConfigError, match="other training examples, as many as these") as error:
+        diffusion_jax.train(config, copy)
+    assert str(copy) in str(error.value)
+    assert snapshot(copy) == before
+    # Earlier versions kept none.
+    del described["train_ids"]
+    file.write_text(json.dumps(described))
+    api.Run.build(config, copy).checkpoints.close()
+
+
+def test_processes_with_other_examples(monkeypatch):
+    source = data.load("points", "train", size=4, held_out=4)
+    mine = fingerprint(source)
+    monkeypatch.setattr(start, "gather_json", lambda value: [value, ["f" * 32, 4]])
+    with pytest.raises(DataError, match="the 4 training examples of process 1 are not the 4 of"):
+        start.agree_on_data(source)
+    monkeypatch.setattr(start, "gather_json", lambda value: [value, value])
+    assert start.agree_on_data(source) == mine
 
 
 def test_a_field_of_a_branch_that_is_not_in_use_may_change(copy):

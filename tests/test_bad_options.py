@@ -138,8 +138,20 @@ def test_optimisation(changes, words, tmp_path):
     assert_one_line(points(**changes), tmp_path, words)
 
 
-DIT, UVIT = f"{N}dit__", {f"{N}name": "uvit"}
+DIT, UVIT, UNET = f"{N}dit__", {f"{N}name": "uvit"}, {f"{N}name": "unet"}
 OF_NETWORKS = [
+    (
+        {**UNET, f"{N}unet__heads": 8},
+        ["network.unet.heads=8", "decides their number", "head_dim=0"],
+    ),
+    (
+        {**UNET, f"{N}unet__resample_projection": True},
+        ["network.unet.resample_projection=True", "resample='block'"],
+    ),
+    (
+        {**UNET, f"{N}unet__preset": "ADM-64", f"{N}unet__channels": 32},
+        ["network.unet.channels=32", "'ADM-64' has 192", "preset=''"],
+    ),
     ({f"{DIT}preset": "DiT-M/2"}, ["network.dit.preset='DiT-M'", "DiT-S"]),
     ({f"{DIT}preset": "DiT-S"}, ["network.dit.preset='DiT-S'", "'DiT-S/2'"]),
     ({f"{DIT}patch": 3}, ["network.dit.patch=3", "nearest: 2"]),

@@ -34,14 +34,16 @@ def saved(tmp_path_factory):
     state = run.compiled.init()
     run.save(state, 0)
     run._saves.close()
-    workdir.write_config(root / "run", run.config, run.model.spec, len(run.train_data))
+    workdir.write_config(
+        root / "run", run.config, run.model.spec, len(run.train_data), run.train_ids
+    )
     run.held.release()
     return root / "run", run
 
 
 def test_previews_take_captions_that_are_held_out(saved):
     _, run = saved
-    shown = run._held_out_captions()
+    shown = run._held_out_conditions()["prompts"]
     held_out = {f"grey {n}"[:8] for n in range(40)}
     assert len(shown) == min(8, len(run.validation_data))
     assert set(shown) <= held_out

@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "sigterm": set(),
     "lock": set(),
     "workdir": {"config", "data"},
-    "start": {"checkpoints", "config", "lock", "parallel", "workdir"},
+    "start": {"checkpoints", "config", "data", "lock", "parallel", "workdir"},
     "saves": {"checkpoints", "training", "workdir"},
 }
 CONFIG_READERS = {

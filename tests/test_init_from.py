@@ -81,7 +81,9 @@ def save(run: api.Run, state) -> Path:
     run._saves.save(state, int(state.step))
     run._saves.close()
     spec = run.model.spec
-    workdir.write_config(run.path, run.config, spec, len(run.train_data), run.frozen.hashes)
+    workdir.write_config(
+        run.path, run.config, spec, len(run.train_data), run.train_ids, run.frozen.hashes
+    )
     return run.path
 
 

@@ -138,6 +138,7 @@ def network(config: Config, spec: DataSpec) -> Network:
         raise ConfigError(unknown_name(field, config.network.noise_input, known))
     options["dtype"] = jnp.dtype(_compute_dtype(config))
     _check_attention(f"config.network.{name}.attention", options)
+    _check_effect(name, options)
     options["noise_input"] = config.network.noise_input
     conditions = _conditions(config, spec)
     options["num_classes"] = spec.num_classes if "label" in conditions else 0
@@ -156,6 +157,23 @@ PRESETS = {
     "unet": unet_preset,
     "uvit": uvit_preset,
 }
+
+
+def _check_effect(name: str, options: Mapping[str, Any]) -> None:
+    """Refuses options of the U-Net that another one makes void."""
+    if name != "unet" or options["preset"]:
+        return
+    heads = configs.base().network.unet.heads
+    if options["head_dim"] and options["heads"] != heads:
+        raise ConfigError(
+            f"config.network.unet.heads={options['heads']}: head_dim={options['head_dim']} decides "
+            f"their number; expected {heads}, or config.network.unet.head_dim=0"
+        )
+    if options["resample_projection"] and options["resample"] != "block":
+        raise ConfigError(
+            f"config.network.unet.resample_projection=True: no block resamples with "
+            f"resample={options['resample']!r}; expected False, or resample='block'"
+        )
 
 
 def _preset(name: str, preset: str, options: Mapping[str, Any]) -> dict[str, Any]:

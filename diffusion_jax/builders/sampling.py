@@ -115,7 +115,7 @@ def pipeline(config: Config, built: Model, params: PyTree, on: Mesh) -> PixelPip
             schedule=built.schedule,
             spec=built.spec,
             conditions=built.conditions,
-            guidable=all(dropouts[f"{name}_dropout"] > 0 for name in built.conditions),
+            always=tuple(c for c in built.conditions if not dropouts[f"{c}_dropout"]),
             times=time_grid(config, built),
             mesh=on,
             defaults=sampling_options(config, built),

@@ -38,6 +38,8 @@ class ArraySource:
       spec: of the examples.
       x: uint8 pixels, float32 values or int32 tokens [n, *spec.shape].
       example_ids: int64 [n].
+      shown_ids: int64 [n], of what stands at each place, where that may be another example because
+        its own cannot be read; None where each stands at its own.
       labels: int32 [n], or None.
       conditioning: further entries of a batch's conditioning, of all n examples; integers may be
         held in fewer bits than the int32 that a batch has.
@@ -46,6 +48,7 @@ class ArraySource:
     spec: DataSpec
     x: Shaped[np.ndarray, "n ..."]
     example_ids: Int64[np.ndarray, " n"]
+    shown_ids: Int64[np.ndarray, " n"] | None = None
     labels: Int32[np.ndarray, " n"] | None = None
     conditioning: Mapping[str, Shaped[np.ndarray, "n ..."]] = field(default_factory=dict)
 
@@ -68,5 +71,5 @@ class ArraySource:
         return {
             "x": from_uint8(x) if x.dtype == np.uint8 else x,
             "conditioning": conditioning,
-            "id": self.example_ids[indices],
+            "id": (self.example_ids if self.shown_ids is None else self.shown_ids)[indices],
         }

@@ -31,12 +31,14 @@ class FrameSource:
       spec: of the examples.
       frames: n arrays of uint8 [height, width, channels].
       example_ids: int64 [n].
+      shown_ids: int64 [n], see `ArraySource`.
       conditioning: entries of a batch's conditioning, of all n examples.
     """
 
     spec: DataSpec
     frames: list[UInt8[np.ndarray, "_h _w _c"]]
     example_ids: Int64[np.ndarray, " n"]
+    shown_ids: Int64[np.ndarray, " n"]
     conditioning: Mapping[str, Shaped[np.ndarray, "n ..."]]
 
     def __len__(self) -> int:
@@ -53,7 +55,7 @@ class FrameSource:
     ) -> Batch:
         """A window of each example at `indices`: random by the positions, or the middle."""
         x = np.empty((len(indices), *self.spec.shape), np.float32)
-        ids = self.example_ids[indices]
+        ids = self.shown_ids[indices]
         frames = [self.frames[index] for index in indices.tolist()]
         place(frames, ids, positions, x, np.arange(len(indices)))
         return {"x": x, "conditioning": gathered(self.conditioning, indices), "id": ids}
@@ -97,12 +99,15 @@ def held_if_it_fits(source: PictureSource, memory: int, title: str) -> Source:
     conditioning = {name: np.concatenate([part[name] for part in parts])[used] for name in parts[0]}
     seconds = time.perf_counter() - began
     _LOG.info("%s: %d pictures, %.0f MB, decoded in %.1f s", title, len(used), size / 1e6, seconds)
-    ids = source.example_ids[used]
+    common: Any = {
+        "spec": source.spec,
+        "example_ids": source.example_ids,
+        "shown_ids": source.example_ids[used],
+        "conditioning": conditioning,
+    }
     if windowed:
-        return FrameSource(
-            spec=source.spec, frames=pixels, example_ids=ids, conditioning=conditioning
-        )
-    return ArraySource(spec=source.spec, x=pixels, example_ids=ids, conditioning=conditioning)
+        return FrameSource(frames=pixels, **common)
+    return ArraySource(x=pixels, **common)
 
 
 def _small(name: str, values: np.ndarray) -> np.ndarray:

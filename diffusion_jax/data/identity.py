@@ -11,10 +11,12 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from diffusion_jax.data.hashing import uniform
+from diffusion_jax.data.spec import Source
 from diffusion_jax.errors import DataError
 
 # The stream of draws that decide who is held out.
 _HELD_OUT = 3
+_CHUNK = 1 << 20
 
 
 def normal(name: str) -> str:
@@ -63,3 +65,12 @@ def stable_ids(names: Sequence[str]) -> Int64[np.ndarray, " n"]:
 def held_out(ids: Int64[np.ndarray, " n"], share: float) -> Bool[np.ndarray, " n"]:
     """True for about `share` of the examples, each by its own id alone."""
     return uniform(_HELD_OUT, ids) < share
+
+
+def fingerprint(source: Source) -> str:
+    """A hash of the ids of all examples in their order, which decides what a batch holds."""
+    digest, count = hashlib.blake2b(digest_size=16), len(source)
+    for first in range(0, count, _CHUNK):
+        ids = source.ids(np.arange(first, min(first + _CHUNK, count), dtype=np.int64))
+        digest.update(np.ascontiguousarray(ids, "<i8").tobytes())
+    return digest.hexdigest()

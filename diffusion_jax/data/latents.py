@@ -52,6 +52,8 @@ def latents(
         )
     if num_classes < 0:
         raise ConfigError(f"{_FIELD}.num_classes={num_classes}: expected 0 or more")
+    if not np.isfinite(shift):
+        raise ConfigError(f"{_FIELD}.shift={shift}: expected a finite number, such as 0.0")
     if not np.isfinite(scale) or scale <= 0:
         raise ConfigError(f"{_FIELD}.scale={scale}: expected a positive number, such as 0.18215")
     spec = DataSpec(shape=shape, kind="latent", num_classes=num_classes, range=(-3.0, 3.0))

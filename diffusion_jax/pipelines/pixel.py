@@ -57,7 +57,7 @@ class PixelPipeline:
         schedule: its schedule, None where ODE solvers do not apply.
         spec: shape and kind of the data; labels condition the model where it has classes.
         conditions: names of the conditioning that the network reads: label, text, scalar.
-        guidable: whether it was also trained without any of them, as guidance needs.
+        always: those of them that training never left out: there is no prediction without.
         times: `steps -> decreasing times from 1 to 0`.
         mesh: where to compute.
         defaults: options that a call may override.
@@ -72,7 +72,7 @@ class PixelPipeline:
     times: Callable[[int], np.ndarray]
     mesh: Mesh
     defaults: SamplingOptions
-    guidable: bool = True
+    always: tuple[str, ...] = ()
 
     def sample(
         self,
@@ -126,6 +126,7 @@ class PixelPipeline:
             x=states[-1],
             label=given.get("label"),
             text=np.asarray(decode(given["text"])) if "text" in given else None,
+            scalar=given.get("scalar"),
             trajectory=states if trajectory else None,
         )
 
@@ -158,8 +159,8 @@ class PixelPipeline:
             given = getattr(options, name)
             if given != value and not self.conditional:
                 raise ConfigError(f"{name}={given}: the model is unconditional; expected {value}")
-        if options.guidance != 1.0 and not self.guidable:
-            names = " or ".join(f"{name}_dropout=0" for name in self.conditions)
+        if options.guidance != 1.0 and self.always:
+            names = " and ".join(f"{name}_dropout=0" for name in self.always)
             raise ConfigError(
                 f"guidance={options.guidance}: the model was trained with {names} and has no "
                 "prediction without; expected 1"
@@ -200,7 +201,7 @@ class PixelPipeline:
             self._check_solver(options, name)
         batch = batch_shards(self.mesh)
         index = jax.ShapeDtypeStruct((batch,), jnp.uint32)
-        one = self._conditioning(1, None, None, None)
+        one = self._conditioning(1, None, None, None, shapes_only=True)
         given = {k: jax.ShapeDtypeStruct((batch, *v.shape[1:]), v.dtype) for k, v in one.items()}
         scalar = jax.ShapeDtypeStruct((), jnp.float32)
         seed = jax.ShapeDtypeStruct((), jnp.uint32)
@@ -214,7 +215,7 @@ class PixelPipeline:
         return bool(self.conditions)
 
     def _conditioning(
-        self, num: int, labels: Any, prompts: Any, scalars: Any
+        self, num: int, labels: Any, prompts: Any, scalars: Any, *, shapes_only: bool = False
     ) -> dict[str, np.ndarray]:
         """Conditioning [num, ...] by name; what is not given is the network's null."""
         for name, argument, value in (
@@ -226,6 +227,11 @@ class PixelPipeline:
             if not absent and name not in self.conditions:
                 what = "unconditional" if not self.conditions else f"not conditioned by {name}"
                 raise ConfigError(f"{argument}={value!r}: the model is {what}; leave them")
+            if absent and name in self.always and name != "label" and not shapes_only:
+                raise ConfigError(
+                    f"{argument}={value!r}: the model was trained with {name}_dropout=0 and has "
+                    f"no prediction without; give {argument}"
+                )
         result = {}
         if "label" in self.conditions:
             given = labels is not None and (not isinstance(labels, Sized) or len(labels) > 0)

@@ -23,6 +23,7 @@ class Previews:
         folder: where `<step>.png` goes, and of texts `<step>.txt`.
         trajectory: file of the GIF, written after the last step.
         prompts: captions of the samples, None where the model reads none.
+        scalars: numbers of the samples, None where the model reads none.
         last_step: number of the last step.
         write: whether this process writes.
         show: `(step, name, image)`, for TensorBoard.
@@ -34,13 +35,15 @@ class Previews:
     trajectory: Path
     last_step: int
     prompts: Sequence[str] | None = None
+    scalars: np.ndarray | None = None
     write: bool
     show: Callable[[int, str, np.ndarray], None]
 
     def __call__(self, pipeline: PixelPipeline, step: int) -> Mapping[str, float]:
         """Samples on all processes; process 0 draws."""
         last = step == self.last_step
-        samples = pipeline.sample(self.num, prompts=self.prompts, seed=self.seed, trajectory=last)
+        given = {"prompts": self.prompts, "scalars": self.scalars}
+        samples = pipeline.sample(self.num, **given, seed=self.seed, trajectory=last)
         if not self.write:
             return {}
         image = draw(samples.x, pipeline.spec)

@@ -16,12 +16,14 @@ class Samples:
         x: [N, *shape]; uint8 for images and bits, int32 for tokens, else float32.
         label: [N] int32 where the model is class-conditional, else None.
         text: [N] prompts where the model is conditioned by captions, else None.
+        scalar: [N, k] float32, the numbers that conditioned the model, where they were given.
         trajectory: [steps + 1, N, *shape] like `x`, from noise to data, if asked for.
     """
 
     x: np.ndarray
     label: np.ndarray | None = None
     text: np.ndarray | None = None
+    scalar: np.ndarray | None = None
     trajectory: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -36,6 +38,7 @@ class Samples:
             "x": self.x,
             "label": self.label,
             "text": self.text,
+            "scalar": self.scalar,
             "trajectory": self.trajectory,
         }
         return {name: value for name, value in fields.items() if value is not None}

@@ -78,6 +78,7 @@ def test_what_is_missing_or_does_not_fit_is_said(folder, changes, message):
     [
         ({"shape": (2, 3)}, r"shape=\(2, 3\): expected \(height, width, channels\)"),
         ({"num_classes": -1}, "num_classes=-1: expected 0 or more"),
+        ({"shift": np.nan}, "shift=nan: expected a finite number"),
         ({"scale": 0.0}, "scale=0.0: expected a positive number"),
     ],
 )

@@ -184,7 +184,7 @@ def test_an_unconditional_model_takes_neither_labels_nor_guidance():
 
 
 def test_guidance_needs_a_model_that_dropped_labels_in_training():
-    pipeline = make(guidable=False)
+    pipeline = make(always=("label",))
     assert len(pipeline.sample(2, steps=1, guidance=1.0)) == 2
     with pytest.raises(ConfigError, match=r"guidance=2\.0: .*label_dropout=0"):
         pipeline.sample(2, guidance=2.0)

@@ -104,6 +104,7 @@ def test_numbers_condition_the_samples():
     rows = [[0.1, 0.3], [0.5, -0.5]]
     samples = make().sample(3, scalars=rows, prompts="a")
     np.testing.assert_allclose(samples.x, [rows[0], rows[1], rows[0]], atol=1e-5)
+    np.testing.assert_allclose(samples.arrays()["scalar"], [rows[0], rows[1], rows[0]])
     one = make().sample(2, scalars=np.array([0.2, 0.4]))
     np.testing.assert_allclose(one.x, [[0.2, 0.4]] * 2, atol=1e-5)
     with_nothing = make().sample(2)
@@ -125,6 +126,21 @@ def test_mistakes(options, words):
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("always", "given", "missing"),
+    [("text", {}, "prompts"), ("scalar", {"prompts": "a"}, "scalars")],
+)
+def test_what_training_always_gave_is_needed(always, given, missing):
+    """The null was never trained: samples without would be of no model at all."""
+    pipeline = make(always=(always,))
+    with pytest.raises(
+        ConfigError, match=f"{missing}=None: .* {always}_dropout=0 .* give {missing}"
+    ):
+        pipeline.sample(2, **given)
+    pipeline.trace()
+    pipeline.sample(2, prompts="a", scalars=[[0.1, 0.2]])
 
 
 @pytest.mark.parametrize("prompts", [3, ["a", 3], [None]])
