@@ -75,10 +75,10 @@ def own_data(tmp_path_factory, write_tfds):
     rng = np.random.default_rng(0)
     _write_pictures(root / "pictures", rng)
     _write_latents(root / "latents", rng)
-    for channels in (1, 3):
-        pixels = rng.integers(0, 256, (16, 28, 28, channels), dtype=np.uint8)
+    for channels, side in ((1, 28), (3, 32)):
+        pixels = rng.integers(0, 256, (16, side, side, channels), dtype=np.uint8)
         pixels = pixels[..., 0] if channels == 1 else pixels
-        shape = ("28", "28", str(channels))
+        shape = (str(side), str(side), str(channels))
         write_tfds(root / f"tfds{channels}", pixels, rng.integers(0, 3, 16), shape=shape)
     (root / "text.txt").write_text("the quick brown fox jumps over the lazy dog " * 400)
 
