@@ -5,8 +5,8 @@
 TFDS's imagenet2012 has to be prepared by hand from the archives of image-net.org;
 --config.data.data_dir=DIR names where it lies. The recipe is that of Li & He 2025 ("Back to
 Basics"): the error is weighted as one of the velocity, logit-normal times, guidance on an interval.
-Published there for JiT-B/16: FID-50K 4.37 after 200 epochs, 3.66 after 600 (their tokens of the
-class among the patches are not part of our network). Made for a pod; not run to its end here.
+Their tokens of the class among the patches are not part of our network. Made for a pod; not run to
+its end here, so no score is claimed.
 """
 
 from __future__ import annotations

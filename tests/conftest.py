@@ -127,3 +127,23 @@ def write_tfds() -> Callable[..., Path]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.write_data_set
+
+
+@pytest.fixture
+def without_rights(tmp_path):
+    """`with without_rights():` runs as nobody where the tests run as root, whom no mode binds."""
+    # One level more where several processes share the tests.
+    for folder in [tmp_path, *tmp_path.parents][: 4 if "PYTEST_XDIST_WORKER" in os.environ else 3]:
+        folder.chmod(0o755)
+
+    @contextlib.contextmanager
+    def drop():
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(user)
+
+    return drop

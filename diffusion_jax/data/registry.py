@@ -53,9 +53,5 @@ def load(name: str, split: str, /, **options: Any) -> Source:
     known = list(inspect.signature(SOURCES[name]).parameters)[1:]
     for option in options:
         if option not in known:
-            raise ConfigError(
-                unknown_name(f"data.{name} option", option, known)
-                if known
-                else f"data.{name} option={option!r} is unknown; it takes none"
-            )
+            raise ConfigError(unknown_name(f"data.{name} option", option, known))
     return SOURCES[name](split, **options)

@@ -1,4 +1,3 @@
-import contextlib
 import dataclasses
 import json
 import logging
@@ -351,26 +350,6 @@ def test_a_flipped_letter_in_the_tree_is_reported_in_one_line(tmp_path):
         pytest.raises(ConfigError, match=r"/1' cannot be read: KeyError: 'skip_deserialize'; exp"),
     ):
         checkpointer.restore(SMALL)
-
-
-@pytest.fixture
-def without_rights(tmp_path):
-    """`with without_rights():` runs as nobody where the tests run as root, whom no mode binds."""
-    # One level more where several processes share the tests.
-    for folder in [tmp_path, *tmp_path.parents][: 4 if "PYTEST_XDIST_WORKER" in os.environ else 3]:
-        folder.chmod(0o755)
-
-    @contextlib.contextmanager
-    def drop():
-        user = os.geteuid()
-        if user == 0:
-            os.seteuid(65534)
-        try:
-            yield
-        finally:
-            os.seteuid(user)
-
-    return drop
 
 
 @pytest.mark.parametrize("closed", ["2/state", "2/metadata", "2", "."])
