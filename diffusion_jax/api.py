@@ -18,7 +18,8 @@ from diffusion_jax import config as configs
 from diffusion_jax.checkpoints import Checkpointer
 from diffusion_jax.config import Config
 from diffusion_jax.errors import named
-from diffusion_jax.loading import load
+from diffusion_jax.likelihoods import bits_per_dim
+from diffusion_jax.loading import load, weaker_model
 from diffusion_jax.lock import Lock, release_on_error
 from diffusion_jax.objectives.alignment import FrozenEncoder
 from diffusion_jax.objectives.base import network_params
@@ -26,6 +27,7 @@ from diffusion_jax.parallel.arrays import global_batch
 from diffusion_jax.parallel.distributed import main_first, reached_preemption
 from diffusion_jax.parallel.flops import count_flops, peak_flops
 from diffusion_jax.parallel.mesh import check_batch_size, process_rows
+from diffusion_jax.pipelines import guiding
 from diffusion_jax.pipelines.previews import Previews
 from diffusion_jax.saves import Saves
 from diffusion_jax.training import writers
@@ -35,7 +37,7 @@ from diffusion_jax.training.progress import Progress
 from diffusion_jax.training.state import TrainState, position
 from diffusion_jax.training.validation import Validator
 
-__all__ = ["Run", "load", "train"]
+__all__ = ["Run", "bits_per_dim", "load", "train"]
 
 PyTree = Any
 
@@ -69,6 +71,7 @@ class Run:
         train_ids: a hash of the ids of the training examples.
         compiled: the training step on its mesh.
         frozen: what the step reads and never trains.
+        weak: the weaker model of autoguidance, for the grids.
         begin: makes the first state, where it is not one of fresh parameters.
         held: keeps other runs off the workdir; None but in process 0.
     """
@@ -81,6 +84,7 @@ class Run:
     validation_data: data.Source
     compiled: CompiledTrainer
     frozen: frozen.Frozen
+    weak: guiding.Weak | None = None
     begin: transfer.Beginning | None = None
     held: Lock | None = None
 
@@ -118,9 +122,9 @@ class Run:
         workdir.check_frozen(folder, parts.hashes)
         compiled = builders.compiled(config, model, mesh, parts.encoder)
         with named("config.sampling."):
-            builders.pipeline(
-                config, model, network_params(compiled.abstract_state.params), mesh
-            ).trace()
+            weak = weaker_model(config, model, mesh)
+            shapes = network_params(compiled.abstract_state.params)
+            builders.pipeline(config, model, shapes, mesh, weak).trace()
         return cls(
             config=config,
             path=folder,
@@ -130,6 +134,7 @@ class Run:
             validation_data=builders.source(config, "validation"),
             compiled=compiled,
             frozen=parts,
+            weak=weak,
             begin=transfer.begin(config, folder, train_data.spec, compiled),
             held=held,
         )
@@ -305,7 +310,7 @@ class Run:
             show=writer.image,
         )
 
-        sampler = builders.pipeline(config, self.model, {}, self.compiled.mesh)
+        sampler = builders.pipeline(config, self.model, {}, self.compiled.mesh, self.weak)
 
         def sample(state: TrainState, step: int) -> Mapping[str, float]:
             return previews(sampler.with_params(_weights(state, config.sampling.ema)), step)

@@ -30,8 +30,9 @@ def stored_weights(
     length: float | None = None,
     powers: Mapping[str, float] | None = None,
     note: Callable[[str], None] | None = None,
+    step: int | None = None,
 ) -> PyTree:
-    """The network's parameters as a run stored them, newest checkpoint.
+    """The network's parameters as a run stored them, newest checkpoint unless `step` is given.
 
     Args:
         checkpoints: of the run, also opened `read_only`.
@@ -41,19 +42,20 @@ def stored_weights(
             checkpoints that were kept; goes before `name`.
         powers: `{name: sigma_rel}` of the power function averages that the run tracked.
         note: takes a line about what an average of that length is made from.
+        step: a stored step; not with `length`, which is made from all of them.
 
     Raises:
-        ConfigError: no such average, or none of that length can be made.
+        ConfigError: no such average or step, or none of that length can be made.
     """
     if length is not None:
         return _reconstructed(checkpoints, abstract, length, powers or {}, note)
     if not name:
         shapes = network_params(abstract.params)
-        return checkpoints.restore_subtree({"params": shapes})["params"]
+        return checkpoints.restore_subtree({"params": shapes}, step)["params"]
     if name not in abstract.ema:
         raise ConfigError(f"{unknown_name('ema', name, abstract.ema)}; or '' for the raw weights")
     shapes = network_params(abstract.ema[name])
-    return checkpoints.restore_subtree({"ema": {name: shapes}})["ema"][name]
+    return checkpoints.restore_subtree({"ema": {name: shapes}}, step)["ema"][name]
 
 
 def _reconstructed(

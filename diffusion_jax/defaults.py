@@ -6,6 +6,21 @@ from typing import Any
 
 from ml_collections.config_dict import placeholder
 
+from diffusion_jax.defaults_network import network
+
+__all__ = [
+    "alignment",
+    "data",
+    "grid",
+    "guidance_by",
+    "network",
+    "objective",
+    "optimizer",
+    "process",
+    "sampling",
+    "text",
+]
+
 
 def data() -> dict[str, Any]:
     """Where examples come from."""
@@ -79,6 +94,10 @@ def process() -> dict[str, Any]:
             "prediction": "v",
             # Standard deviation of the data, for the preconditioning and weighting "edm".
             "sigma_data": 0.5,
+            # Of the bound's reverse kernels: "small" (the posterior's), "large" (the forward
+            # kernel's), or "learned": the network puts them out besides, by the objective
+            # "variational" with steps.
+            "variance": "small",
             "schedule": {
                 "name": "cosine",
                 "cosine": {"s": 0.0},
@@ -89,120 +108,18 @@ def process() -> dict[str, Any]:
                 "sigmoid": {"start": -3.0, "end": 3.0, "tau": 1.0},
                 # betas: "linear", "scaled_linear" or "cosine".
                 "table": {"betas": "linear", "steps": 1000},
+                # By the objective "variational". logsnr at t_min and at t = 1, nats: where they
+                # begin; `units` of the shape between.
+                "learned": {"logsnr_max": 13.3, "logsnr_min": -5.0, "units": 32, "t_min": 1e-3},
+                # One beta for each step of the objective "variational", learned but for the first.
+                # They begin as 1/(T - i + 1), "fraction", or even in logsnr down to logsnr_min.
+                "betas": {"first": 1e-4, "begin": "fraction", "logsnr_min": -5.0},
             },
         },
         "binomial": {},
         # Of tokens. keep: "linear" or "cosine", the probability that a token is kept up to t.
         "masked": {"keep": "linear"},
         "uniform": {"keep": "linear"},
-    }
-
-
-def network() -> dict[str, Any]:
-    """The score network."""
-    return {
-        "name": "unet",
-        "mlp": {"width": 128, "depth": 3, "dropout": 0.0},
-        "unet": _unet(),
-        "edm2": _edm2(),
-        "dit": {
-            # "DiT-S/2" to "DiT-XL/8", "JiT-B/16" to "JiT-H/32": goes over the sizes below.
-            "preset": "",
-            "patch": 2,
-            # Width between the patches and the blocks; 0: none.
-            "bottleneck": 0,
-            "dim": 384,
-            "depth": 12,
-            "heads": 6,
-            "expansion": 4,
-            "mlp": "gelu",
-            "positions": "sincos",
-            "qk_norm": False,
-            "registers": 0,
-            "dropout": 0.0,
-            "text_by": "cross",
-            # Number of blocks after which features are taken for an alignment; 0: none.
-            "features_after": 0,
-            "scan": True,
-            "remat": "none",
-            "attention": "auto",
-        },
-        "uvit": {
-            "preset": "",
-            "patch": 2,
-            "dim": 512,
-            "depth": 13,
-            "heads": 8,
-            "expansion": 4,
-            "mlp": "gelu",
-            "positions": "learned",
-            "qk_norm": False,
-            "smooth": True,
-            "dropout": 0.0,
-            "scan": True,
-            "remat": "none",
-            "attention": "auto",
-        },
-        # Channels of a token before the network, for data of tokens.
-        "token_dim": 64,
-        # What the network is told of the noise: logsnr, t, c_noise or timestep.
-        "noise_input": "logsnr",
-        # Whether the labels of the data, where it has them, condition the network.
-        "use_labels": True,
-    }
-
-
-def _unet() -> dict[str, Any]:
-    """The U-Net of DDPM, DDPM++, NCSN++ and ADM."""
-    return {
-        # "DDPM++", "NCSN++", "ADM-64" and others: goes over the options below, but for dropout
-        # and how it is computed.
-        "preset": "",
-        "channels": 64,
-        "multipliers": (1, 2, 2),
-        "blocks": 2,
-        "attention_resolutions": (8,),
-        "up_attention": "all",
-        # 0: `heads` of them, of any size.
-        "head_dim": 64,
-        "heads": 4,
-        "dropout": 0.0,
-        "scale_shift": True,
-        "resample": "conv",
-        "resample_projection": False,
-        "resampling": "box",
-        "rescale_skips": False,
-        "encoder": "standard",
-        "noise_embedding": "positional",
-        # None: as many as `channels`.
-        "noise_features": placeholder(int),
-        "norm_groups": 32,
-        "norm_epsilon": 1e-5,
-        "scan": False,
-        "remat": "none",
-        "attention": "auto",
-    }
-
-
-def _edm2() -> dict[str, Any]:
-    """The magnitude-preserving U-Net."""
-    return {
-        # "EDM2-XS" to "EDM2-XXL": goes over the sizes below.
-        "preset": "",
-        "channels": 128,
-        "multipliers": (1, 2, 3, 4),
-        "blocks": 3,
-        "attention_resolutions": (16, 8),
-        "head_dim": 64,
-        "dropout": 0.0,
-        # Shares of class, of a block's branch, of attention and of a skip in what they join.
-        "label_balance": 0.5,
-        "residual_balance": 0.3,
-        "attention_balance": 0.3,
-        "skip_balance": 0.5,
-        "scan": True,
-        "remat": "none",
-        "attention": "auto",
     }
 
 
@@ -249,12 +166,7 @@ def objective() -> dict[str, Any]:
             "uncertainty": {"name": "none", "none": {}, "mlp": {"channels": 128}},
             "alignment": alignment(),
         },
-        "variational": {
-            "num_steps": 100,
-            "label_dropout": 0.0,
-            "text_dropout": 0.0,
-            "scalar_dropout": 0.0,
-        },
+        "variational": variational(),
         # The bound of masked diffusion in infinitely many steps; `bound_steps` of the one on the
         # held-out examples (0: none).
         "continuous": {
@@ -263,6 +175,29 @@ def objective() -> dict[str, Any]:
             "text_dropout": 0.0,
             "scalar_dropout": 0.0,
         },
+    }
+
+
+def variational() -> dict[str, Any]:
+    """The bound of any process."""
+    return {
+        # 0: infinitely many, of a gaussian process.
+        "num_steps": 100,
+        # The rest for num_steps=0. The time at which the data are decoded (a learned schedule
+        # has its own), and how noise levels are drawn: time, logsnr or gaussian.
+        "first_time": 1e-3,
+        "proposal": "gaussian",
+        # "pixels": data of `count` values in equal steps; "density": any.
+        # "dequantised": noise fills the distance between `count` values (for any num_steps).
+        "decoder": {
+            "name": "density",
+            "density": {},
+            "pixels": {"count": 256},
+            "dequantised": {"count": 256},
+        },
+        "label_dropout": 0.0,
+        "text_dropout": 0.0,
+        "scalar_dropout": 0.0,
     }
 
 
@@ -333,16 +268,53 @@ def sampling() -> dict[str, Any]:
         "guidance": 1.0,
         "guidance_interval": (0.0, 1.0),
         "guidance_rescale": 0.0,
+        "guidance_by": guidance_by(),
         # Of images: "none", "static" (to the range of the data) or "dynamic" (percentile, Imagen);
         # "auto" is static for images and none for other data.
         "threshold": "auto",
         "threshold_percentile": 0.995,
-        "grid": {
-            "name": "uniform",
-            "uniform": {},
-            "karras": {"rho": 7.0},
-            "shifted": {"shift": 1.0},
-        },
+        "grid": grid(),
         "ddim": {"eta": 0.0},
         "ddpm": {"variance": "small"},
+    }
+
+
+def guidance_by() -> dict[str, Any]:
+    """What `guidance` turns away from, and how."""
+    return {
+        "name": "classifier_free",
+        "classifier_free": {},
+        # First steps that rest (Fan et al. 2025).
+        "cfg_zero": {"zero_steps": 1},
+        # Share of the parallel part, greatest norm of a difference (0: none), momentum (Sadat et
+        # al. 2024).
+        "apg": {"parallel": 0.0, "threshold": 0.0, "momentum": -0.5},
+        # A weaker model (Karras et al. 2024): of another workdir, or ("", in `sample` alone) an
+        # earlier `step` or another average of the run's own.
+        "autoguidance": {"workdir": "", "ema": placeholder(str), "step": placeholder(int)},
+        # Weight of the difference from the network without its attention maps (Ahn et al. 2024),
+        # beside the classifier-free `guidance`.
+        "perturbed_attention": {"scale": 3.0},
+    }
+
+
+def grid() -> dict[str, Any]:
+    """The times of the steps."""
+    return {
+        "name": "uniform",
+        "uniform": {},
+        # These go from the noise at t = 1 to sigma/alpha = 0.002, then to 0.
+        "karras": {"rho": 7.0},
+        "exponential": {},
+        "beta": {"a": 0.6, "b": 0.6},
+        # Entries of the schedule's table, of 1000 where it is none.
+        "leading": {"offset": 0},
+        "linspace": {},
+        "trailing": {},
+        # shift / (shift + (1/t - 1)^power). `base_size`: numbers of an example (pixels, without
+        # channels) that `shift` is meant for, at others it goes with the root; 0: at any.
+        # `terminal`: where the last call is; 0: where it falls.
+        "shifted": {"shift": 1.0, "power": 1.0, "base_size": 0, "terminal": 0.0},
+        # All steps + 1 of them.
+        "given": {"times": ()},
     }

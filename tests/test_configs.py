@@ -21,9 +21,19 @@ from diffusion_jax.objectives.base import Context, network_params
 FOLDER = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 # Data that need no folder and no download.
-EMBEDDED = ("digits", "digits_masked", "digits_uniform", "heartbeat", "toy2d")
+EMBEDDED = (
+    "digits",
+    "digits_masked",
+    "digits_uniform",
+    "dpm2015_digits",
+    "dpm2015_heartbeat",
+    "dpm2015_swiss_roll",
+    "heartbeat",
+    "toy2d",
+)
 IMAGES = {
     "mnist": ((28, 28, 1), 10),
+    "dpm2015_mnist": ((28, 28, 1), 10),
     "fashion_mnist": ((28, 28, 1), 10),
     "cifar10": ((32, 32, 3), 10),
     "cifar10_dit": ((32, 32, 3), 10),

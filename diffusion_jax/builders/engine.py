@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from diffusion_jax import config as configs
 from diffusion_jax.builders.discrete import bound_steps
 from diffusion_jax.builders.models import Model
-from diffusion_jax.builders.objectives import objective
+from diffusion_jax.builders.objectives import dequantisation, objective
 from diffusion_jax.config import Config
 from diffusion_jax.data import Source
 from diffusion_jax.diffusion import (
@@ -114,7 +114,13 @@ def bound(
     """The evaluator of the variational bound; its floor in bits, where the data are enumerable."""
     times = time_grids.uniform(bound_steps(config))
     evaluator = BoundEvaluator(
-        denoiser=built.denoiser, process=built.process, times=times, seed=config.seed, mesh=on
+        denoiser=built.denoiser,
+        process_of=built.process_of,
+        times=times,
+        seed=config.seed,
+        mesh=on,
+        width=dequantisation(config, built),
+        per_dimension=built.spec.kind == "image",
     )
     if built.spec.kind != "bits":
         return evaluator, {}

@@ -13,7 +13,7 @@ import numpy as np
 
 from diffusion_jax import config as configs
 from diffusion_jax import data
-from diffusion_jax.builders import discrete
+from diffusion_jax.builders import discrete, learned
 from diffusion_jax.config import Config
 from diffusion_jax.data import DataSpec, Source
 from diffusion_jax.diffusion import (
@@ -22,6 +22,7 @@ from diffusion_jax.diffusion import (
     processes,
     schedules,
 )
+from diffusion_jax.diffusion.learned_betas import LearnedBetas, learned_betas
 from diffusion_jax.errors import ConfigError, named, section, unknown_name
 from diffusion_jax.networks import Network, TextConfig, functional
 from diffusion_jax.networks.presets_dit import dit_preset, uvit_preset
@@ -38,10 +39,12 @@ class Model:
         network: pure functions.
         spec: the data.
         process: the noising process.
-        schedule: of a Gaussian process, else None.
+        schedule: of a Gaussian process, else None; a learned one as it begins.
         prediction: what the network puts out; "logits" of bits and tokens.
         sigma_data: for EDM preconditioning.
         conditions: names of the conditioning that the network reads: label, text, scalar.
+        perturbed: the network, of the same parameters, whose self-attention maps are the identity;
+            None where it has no attention.
     """
 
     network: Network
@@ -51,14 +54,42 @@ class Model:
     prediction: str
     sigma_data: float
     conditions: tuple[str, ...]
+    perturbed: Callable[[], Network] | None = None
 
     @property
     def conditional(self) -> bool:
         """Whether the network reads labels."""
         return "label" in self.conditions
 
-    def denoiser(self, params: PyTree, conditioning: Mapping[str, Any]) -> denoiser.Denoiser:
-        """The network bound to parameters and conditioning."""
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network also puts out the variances of the reverse kernels."""
+        return isinstance(self.process, processes.LearnedGaussian)
+
+    @property
+    def learns_schedule(self) -> bool:
+        """Whether parameters of the schedule lie beside the network's, as `params["schedule"]`."""
+        return isinstance(self.schedule, schedules.Learned | LearnedBetas)
+
+    def schedule_of(self, params: PyTree) -> Any:
+        """The schedule that these parameters mean; the given one where none is learned."""
+        if not self.learns_schedule:
+            return self.schedule
+        return self.schedule.with_params(params[learned.SCHEDULE])
+
+    def process_of(self, params: PyTree) -> Any:
+        """The process with the schedule of these parameters."""
+        if not self.learns_schedule:
+            return self.process
+        return dataclasses.replace(self.process, schedule=self.schedule_of(params))
+
+    def denoiser(
+        self, params: PyTree, conditioning: Mapping[str, Any], schedule: Any = None
+    ) -> denoiser.Denoiser:
+        """The network bound to parameters and conditioning.
+
+        `schedule`: to be taken in place of that of the parameters.
+        """
 
         def predict(x: Any, noise: Any) -> Any:
             return self.network.apply(params, x, noise, conditioning)
@@ -66,19 +97,31 @@ class Model:
         if self.schedule is not None:
             return denoiser.from_network(
                 predict,
-                self.schedule,
+                self.schedule_of(params) if schedule is None else schedule,
                 self.prediction,
                 noise_input=self.network.noise_input,
                 sigma_data=self.sigma_data,
+                learned_variance=self.learns_variance,
             )
 
         return discrete.as_denoiser(predict, self.process)
 
-    def estimate(self, params: PyTree, x: Any, t: Any, conditioning: Any, key: Any) -> Any:
-        """x0_hat = E[x0 | x_t] as the variational objective wants it; `key` for dropout."""
+    @functools.cached_property
+    def perturbed_denoiser(self) -> Callable[..., denoiser.Denoiser] | None:
+        """`denoiser` of the perturbed network, built when it is first asked for."""
+        if self.perturbed is None:
+            return None
+        return dataclasses.replace(self, network=self.perturbed(), perturbed=None).denoiser
+
+    def estimate(
+        self, params: PyTree, x: Any, t: Any, conditioning: Any, key: Any, schedule: Any = None
+    ) -> Any:
+        """x0_hat = E[x0 | x_t] as the variational objective wants it, with the variances' fraction
+        where they are learned; `key` for dropout."""
         apply = functools.partial(self.network.apply, key=key)
         keyed = dataclasses.replace(self, network=dataclasses.replace(self.network, apply=apply))
-        return keyed.denoiser(params, conditioning)(x, t).x0
+        denoised = keyed.denoiser(params, conditioning, schedule)(x, t)
+        return processes.with_fraction(denoised) if self.learns_variance else denoised.x0
 
 
 OWN_DATA = ("image_folder", "webdataset", "parquet", "latents")
@@ -102,6 +145,10 @@ def schedule(config: Config) -> schedules.Schedule:
     with named(f"config.{field}.{name}: "), section(f"{field}.{name}"):
         if name == "table":
             return schedules.table(_betas(options["betas"])(options["steps"]))
+        if name == "betas":
+            # Of each step of the bound one; `learned.check` refuses a bound without steps.
+            steps = config.objective.variational.num_steps
+            return learned_betas(max(steps, 2), **options)
         return schedules.SCHEDULES[name](**options)
 
 
@@ -130,8 +177,8 @@ def _compute_dtype(config: Config) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def network(config: Config, spec: DataSpec) -> Network:
-    """The score network for data of this shape."""
+def network(config: Config, spec: DataSpec, *, perturbed: bool = False) -> Network:
+    """The score network for data of this shape; `perturbed`: with the identity for attention."""
     name, options = configs.component(config.network, "network")
     if config.network.noise_input not in denoiser.NOISE_INPUTS:
         field, known = "config.network.noise_input", denoiser.NOISE_INPUTS
@@ -147,8 +194,17 @@ def network(config: Config, spec: DataSpec) -> Network:
     if preset := options.pop("preset", ""):
         with named("config."), section(f"network.{name}.preset"):
             options |= _preset(name, preset, options)
+    if perturbed:
+        options["attention"] = "identity"
+    if learned.has_variance(config):
+        options |= {"outputs": 2} if name == "mlp" else {"out_channels": 2 * spec.shape[-1]}
     with named("config."), section(f"network.{name}"):
-        return functional(functools.partial(discrete.constructor(config, spec), **options))
+        made = functional(functools.partial(discrete.constructor(config, spec), **options))
+    named_schedule = config.process.gaussian.schedule.name
+    if config.process.name != "gaussian" or named_schedule not in learned.SCHEDULES:
+        return made
+    noise_schedule: Any = schedule(config)
+    return learned.beside(made, noise_schedule)
 
 
 PRESETS = {
@@ -227,6 +283,9 @@ def model(config: Config, spec: DataSpec) -> Model:
     shared = {
         "spec": spec,
         "conditions": _conditions(config, spec),
+        "perturbed": functools.partial(network, config, spec, perturbed=True)
+        if "attention" in config.network.get(config.network.name, {})
+        else None,
     }
     discrete.check(config, spec)
     if process_name != "gaussian":
@@ -242,12 +301,13 @@ def model(config: Config, spec: DataSpec) -> Model:
             **shared,
         )
     noise_schedule = schedule(config)
+    learned.check(config)
     prediction = options["prediction"]
     with named("config.process.gaussian."), section("process.gaussian.prediction"):
         predictions.check_prediction(prediction, noise_schedule)
     return Model(
         network=network(config, spec),
-        process=processes.Gaussian(noise_schedule),
+        process=learned.process(config, noise_schedule),
         schedule=noise_schedule,
         prediction=prediction,
         sigma_data=options["sigma_data"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from diffusion_jax import config as configs
 from diffusion_jax.builders.models import Model
 from diffusion_jax.config import Config
 from diffusion_jax.diffusion import (
+    likelihood,
     time_grids,
     time_sampling,
     weightings,
@@ -25,6 +26,8 @@ from diffusion_jax.objectives.alignment import Alignment, FrozenEncoder
 from diffusion_jax.objectives.base import Context, Objective
 from diffusion_jax.objectives.continuous import Continuous
 from diffusion_jax.objectives.denoising import Denoising
+from diffusion_jax.objectives.dequantised import Dequantised
+from diffusion_jax.objectives.gaussian_bound import GaussianBound
 from diffusion_jax.objectives.uncertainty import Uncertainty
 from diffusion_jax.objectives.variational import Variational
 
@@ -55,13 +58,11 @@ def _objective(config: Config, built: Model, encoder: FrozenEncoder | None) -> O
     for condition in built.conditions:
         drop[condition] = options[f"{condition}_dropout"]
     if name == "variational":
-        with section("objective.variational.num_steps"):
-            times = time_grids.uniform(options["num_steps"])
-        return Objective(
-            function=Variational(
-                estimate=built.estimate, process=built.process, times=times, drop=drop
-            )
-        )
+        function: Any = _variational(config, built, options, drop)
+        width = dequantisation(config, built)
+        if width is not None:
+            function = Dequantised(inner=function, width=width)
+        return Objective(function=function)
     if name == "continuous":
         return Objective(
             function=Continuous(estimate=built.estimate, process=built.process, drop=drop)
@@ -80,6 +81,76 @@ def _objective(config: Config, built: Model, encoder: FrozenEncoder | None) -> O
         alignment=_alignment(config, built, encoder),
     )
     return denoising.objective()
+
+
+def _variational(
+    config: Config, built: Model, options: Mapping[str, Any], drop: Mapping[str, float]
+) -> Variational | GaussianBound:
+    field = "objective.variational"
+    if options["num_steps"]:
+        with section(f"{field}.num_steps"):
+            times = time_grids.uniform(options["num_steps"])
+        return Variational(
+            estimate=built.estimate,
+            process=built.process,
+            process_of=built.process_of if built.learns_schedule else None,
+            times=times,
+            drop=drop,
+        )
+    if built.schedule is None:
+        raise ConfigError(
+            f"config.{field}.num_steps=0: continuous time is for the process 'gaussian'; expected "
+            f"at least 1 for {config.process.name!r}"
+        )
+    first, proposal = options["first_time"], options["proposal"]
+    if not built.learns_schedule:
+        with named(f"config.{field}."), section(field):
+            likelihood.check_levels(built.schedule, first, proposal, built.sigma_data)
+    return GaussianBound(
+        estimate=built.estimate,
+        schedule_of=built.schedule_of,
+        decoder=_decoder(config, built),
+        first_time=first,
+        proposal=proposal,
+        sigma_data=built.sigma_data,
+        drop=drop,
+    )
+
+
+def _decoder(config: Config, built: Model) -> likelihood.Decoder:
+    field = "objective.variational.decoder"
+    name, options = configs.component(config.objective.variational.decoder, field)
+    if name in ("density", "dequantised"):
+        return likelihood.Density()
+    if built.spec.kind != "image":
+        raise ConfigError(
+            f"config.{field}.name={name!r}: {built.spec.kind} have no pixels; expected 'density'"
+        )
+    with named(f"config.{field}.{name}."), section(f"{field}.{name}"):
+        return likelihood.Pixels(options["count"], *built.spec.range)
+
+
+def dequantisation(config: Config, built: Model) -> float | None:
+    """The distance of the values that pixels have, where the bound is that on their probability by
+    the decoder "dequantised"; else None."""
+    if config.objective.name != "variational":
+        return None
+    field = "objective.variational.decoder"
+    name, options = configs.component(config.objective.variational.decoder, field)
+    steps = config.objective.variational.num_steps
+    if name == "pixels" and steps:
+        raise ConfigError(
+            f"config.{field}.name='pixels': with num_steps={steps} the last step decodes; expected "
+            "'density' or 'dequantised', or config.objective.variational.num_steps=0"
+        )
+    if name != "dequantised":
+        return None
+    if built.spec.kind != "image":
+        raise ConfigError(
+            f"config.{field}.name={name!r}: {built.spec.kind} have no pixels; expected 'density'"
+        )
+    with named(f"config.{field}.{name}."), section(f"{field}.{name}"):
+        return likelihood.bin_width(options["count"], *built.spec.range)
 
 
 def _adaptive(config: Config) -> AdaptiveTime | None:

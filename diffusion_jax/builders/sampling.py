@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,12 @@ from diffusion_jax import config as configs
 from diffusion_jax.builders.engine import mesh
 from diffusion_jax.builders.models import Model
 from diffusion_jax.config import Config
-from diffusion_jax.diffusion import (
-    schedules,
-    time_grids,
-)
+from diffusion_jax.diffusion import schedules, time_grids
+from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.errors import ConfigError, named, section, unknown_name
 from diffusion_jax.parallel.mesh import make_mesh
+from diffusion_jax.pipelines.guidance_kinds import KINDS
+from diffusion_jax.pipelines.guiding import Weak
 from diffusion_jax.pipelines.options import SamplingOptions
 from diffusion_jax.pipelines.pixel import PixelPipeline
 
@@ -36,6 +37,7 @@ def sampling_mesh(config: Config) -> Mesh:
 def sampling_options(config: Config, built: Model) -> SamplingOptions:
     """The defaults of `sample`."""
     s = config.sampling
+    by, _ = configs.component(s.guidance_by, "sampling.guidance_by")
     with named("config.sampling."):
         return SamplingOptions.of(
             solver=s.solver,
@@ -43,6 +45,8 @@ def sampling_options(config: Config, built: Model) -> SamplingOptions:
             guidance=s.guidance,
             guidance_interval=s.guidance_interval,
             guidance_rescale=s.guidance_rescale,
+            guidance_by=by,
+            guidance_options={k: s.guidance_by[k].to_dict() for k, v in KINDS.items() if v.options},
             threshold=_threshold(s.threshold, built.spec.kind),
             threshold_percentile=s.threshold_percentile,
             solver_options={"ddim": s.ddim.to_dict(), "ddpm": s.ddpm.to_dict()},
@@ -66,46 +70,72 @@ def _threshold(name: str, kind: str) -> str:
 
 def time_grid(config: Config, built: Model) -> Callable[[int], np.ndarray]:
     """`steps -> times` from 1 to 0, as the config names it."""
-    name, _ = configs.component(config.sampling.grid, "sampling.grid")
+    name, options = configs.component(config.sampling.grid, "sampling.grid")
     if name == "uniform":
         return time_grids.uniform
-    if built.schedule is None:
+    if name == "given":
+        grid = functools.partial(_given, options["times"])
+    elif built.schedule is None:
         raise ConfigError(
             f"config.sampling.grid.name={name!r}: the process {config.process.name!r} has no "
-            "schedule of noise levels; expected 'uniform'"
+            "schedule of noise levels; expected 'uniform' or 'given'"
         )
-    if name == "shifted":
-        grid = functools.partial(_shifted, config.sampling.grid.shifted.shift)
+    elif name == "shifted":
+        grid = functools.partial(_shifted, options, math.prod(built.spec.shape[:-1]))
+    elif name in ("leading", "linspace", "trailing"):
+        grid = functools.partial(getattr(time_grids, name), built.schedule.num_steps, **options)
     else:
-        grid = _karras(config, built.schedule)
+        grid = _of_levels(config, built.schedule, name, options)
     try:
         grid(max(config.sampling.steps, 1))
     except (ValueError, ArithmeticError) as error:
-        options = ", ".join(f"{k}={v!r}" for k, v in config.sampling.grid[name].to_dict().items())
-        raise ConfigError(f"config.sampling.grid.{name}.{options}: {error}") from error
+        shown = ", ".join(f"{k}={v!r}" for k, v in options.items())
+        field = f"config.sampling.grid.{name}" + (f".{shown}" if shown else "")
+        raise ConfigError(f"{field}: {error}") from error
     return grid
 
 
-def _shifted(shift: float, steps: int) -> np.ndarray:
-    return time_grids.shifted(time_grids.uniform(steps), shift)
+def _shifted(options: Mapping[str, Any], size: int, steps: int) -> np.ndarray:
+    shift, base, terminal = options["shift"], options["base_size"], options["terminal"]
+    if base:
+        shift *= time_grids.resolution_shift(size, base)
+    times = time_grids.shifted(time_grids.uniform(steps), shift, power=options["power"])
+    return time_grids.terminal_shifted(times, terminal) if terminal else times
 
 
-def _karras(config: Config, noise_schedule: schedules.Schedule) -> Callable[[int], np.ndarray]:
-    """Karras et al. 2022, eq. 5, between the noise levels of t = 1 (0.998 where alpha(1) = 0)
-    and sigma/alpha = 0.002, or the least that the schedule "edm" knows."""
+def _given(times: Sequence[float], steps: int) -> np.ndarray:
+    grid = time_grids.given(times)
+    if len(grid) != steps + 1:
+        raise ValueError(f"{len(grid)} times for steps={steps}; expected {steps + 1}")
+    return grid
+
+
+def _of_levels(
+    config: Config, noise_schedule: schedules.Schedule, name: str, options: Mapping[str, Any]
+) -> Callable[[int], np.ndarray]:
+    """Karras et al. 2022, eq. 5, or another spacing between the noise levels of t = 1 (0.998 where
+    alpha(1) = 0) and sigma/alpha = 0.002, or the least that the schedule "edm" knows."""
     top = 1.0 if noise_schedule.alpha(1.0) > 0 else 0.998
     section_config = config.process.gaussian.schedule
     return functools.partial(
-        time_grids.karras,
+        time_grids.TIME_GRIDS[name],
         noise_schedule,
         sigma_min=section_config.edm.sigma_min if section_config.name == "edm" else 0.002,
         sigma_max=float(np.exp(-0.5 * noise_schedule.logsnr(top))),
-        rho=config.sampling.grid.karras.rho,
+        **options,
     )
 
 
-def pipeline(config: Config, built: Model, params: PyTree, on: Mesh) -> PixelPipeline:
-    """The sampler of a trained model."""
+def pipeline(
+    config: Config, built: Model, params: PyTree, on: Mesh, weak: Weak | None = None
+) -> PixelPipeline:
+    """The sampler of a trained model; `weak`: the weaker one of autoguidance."""
+
+    def perturbed(params: PyTree, conditioning: Mapping[str, Any]) -> Denoiser:
+        # Built when a program asks for it.
+        assert built.perturbed_denoiser is not None
+        return built.perturbed_denoiser(params, conditioning)
+
     dropouts = config.objective[config.objective.name]
     with section("sampling"):
         return PixelPipeline(
@@ -119,4 +149,7 @@ def pipeline(config: Config, built: Model, params: PyTree, on: Mesh) -> PixelPip
             times=time_grid(config, built),
             mesh=on,
             defaults=sampling_options(config, built),
+            weak=weak,
+            perturbed=perturbed if built.perturbed is not None else None,
+            process_of=built.process_of if built.learns_schedule else None,
         )

@@ -183,7 +183,7 @@ def from_network(
             c_in = preconditioning(alpha, sigma, sigma_data).c_in
             scaled = expand(c_in, x) * x
         noise = jnp.broadcast_to(_noise_input(noise_input, schedule, t), x.shape[:1])
-        output, fraction = _split(predict(scaled, noise), x.shape, learned_variance)
+        output, fraction = split_variance(predict(scaled, noise), x.shape, learned_variance)
         x0, eps = to_x0_eps(prediction, output, x, alpha, sigma, sigma_data=sigma_data)
         return Denoised(x0, eps, fraction), carry
 
@@ -197,8 +197,12 @@ def from_network(
     return Denoiser(step, check_start=check_start)
 
 
-def _split(output: Any, shape: tuple[int, ...], learned_variance: bool) -> tuple[Any, Any]:
-    """The output proper and the variance fraction, or None."""
+def split_variance(output: Any, shape: tuple[int, ...], learned_variance: bool) -> tuple[Any, Any]:
+    """The output proper and, of an output with twice the channels of `shape`, the fraction.
+
+    Raises:
+      ValueError: an output of another shape.
+    """
     expected = (*shape[:-1], 2 * shape[-1]) if learned_variance else shape
     if output.shape != expected:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """The noise schedules by name: `cosine`, `linear_beta`, `scaled_linear`, `edm`, `rectified_flow`,
-`sigmoid` and `table`, each a function with its published defaults that returns a `Schedule`.
+`sigmoid`, `table` and `learned`, each a function with its published defaults that returns a
+`Schedule`.
 
 `schedule_base` numbers the equations that hold for all of them. Arguments may be JAX arrays,
 learned or traced; those are not checked. Others raise `ConfigError`, a `ValueError`, where they
@@ -25,6 +26,7 @@ from diffusion_jax.diffusion.beta_tables import (
     zero_terminal_snr,
 )
 from diffusion_jax.diffusion.broadcasting import Real
+from diffusion_jax.diffusion.learned_schedule import Learned, learned
 from diffusion_jax.diffusion.schedule_base import Schedule, root, softplus
 from diffusion_jax.errors import ConfigError
 
@@ -32,6 +34,7 @@ __all__ = [
     "EDM",
     "SCHEDULES",
     "Cosine",
+    "Learned",
     "LinearBeta",
     "OffsetCosine",
     "RectifiedFlow",
@@ -42,6 +45,7 @@ __all__ = [
     "cosine",
     "cosine_betas",
     "edm",
+    "learned",
     "linear_beta",
     "linear_betas",
     "rectified_flow",
@@ -348,5 +352,6 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "rectified_flow": rectified_flow,
     "sigmoid": sigmoid,
     "table": table,
+    "learned": learned,
 }
 """Every schedule by its name in a config."""

@@ -18,6 +18,8 @@ import numpy as np
 
 from diffusion_jax.diffusion import likelihood
 from diffusion_jax.diffusion.denoiser import Denoiser
+from diffusion_jax.diffusion.processes import Binomial, Gaussian, with_kernels
+from diffusion_jax.diffusion.reverse_entropy import reverse_entropy_bounds
 
 PyTree = Any
 BOUND_STREAM = 3
@@ -32,17 +34,22 @@ class BoundEvaluator:
 
     Attributes:
         denoiser: `(params, conditioning) -> Denoiser`.
-        process: the noising process.
+        process_of: `params -> process`, the noising process, which may be learned.
         times: time grid of the bound, from 1 to 0.
         seed: of the draws; fixed, so that two evaluations differ by the weights alone.
         mesh: on which the batches lie.
+        width: distance of the values of discrete data: noise fills it, and the bound is that on
+            their probability. None: it is that of the process, a density's if that is Gaussian.
+        per_dimension: also give bits per dimension.
     """
 
     denoiser: Callable[[PyTree, Mapping[str, Any]], Denoiser]
-    process: Any
+    process_of: Callable[[PyTree], Any]
     times: np.ndarray
     seed: int
     mesh: Any
+    width: float | None = None
+    per_dimension: bool = False
 
     @functools.cached_property
     def _totals(self) -> Callable[..., Any]:
@@ -52,27 +59,53 @@ class BoundEvaluator:
         """Mean and standard error over all real examples of padded batches.
 
         Returns:
-            `bound_bits` and `bound_bits_stderr`, bits per example; the bound is on -log2 p.
+            `bound_bits` and `bound_bits_stderr`, bits per example; the bound is on -log2 p. With
+            `per_dimension` also `bound_bits_per_dim`. For a process whose reverse entropies have
+            closed bounds, `reverse_entropy_lower_bits` and `..._upper_bits`: of all steps that end
+            in noise, summed.
         """
-        count, total, squares = 0.0, 0.0, 0.0
+        count, total, squares, dimensions = 0.0, 0.0, 0.0, 1
         with jax.set_mesh(self.mesh):
             for number, batch in enumerate(batches):
+                dimensions = math.prod(batch["x"].shape[1:])
                 sums = self._totals(params, batch, jnp.uint32(number))
                 count, total, squares = (
                     a + float(b) for a, b in zip((count, total, squares), sums, strict=True)
                 )
         mean = total / count
         variance = max(squares / count - mean**2, 0.0)
-        return {"bound_bits": mean, "bound_bits_stderr": math.sqrt(variance / count)}
+        result = {"bound_bits": mean, "bound_bits_stderr": math.sqrt(variance / count)}
+        if self.per_dimension:
+            result["bound_bits_per_dim"] = mean / dimensions
+        return {**result, **self._entropies(params, dimensions)}
+
+    def _entropies(self, params: PyTree, dimensions: int) -> dict[str, float]:
+        process = self.process_of(params)
+        if not isinstance(process, Gaussian | Binomial):
+            return {}
+        # The last step is left out: for a density it ends in a point.
+        bounds = reverse_entropy_bounds(process, self.times[:-1])
+        bits = dimensions / math.log(2.0)
+        return {
+            f"reverse_entropy_{name}_bits": bits * float(np.sum(np.asarray(nats)))
+            for name, nats in bounds._asdict().items()
+        }
 
     def _bits(self, params: PyTree, batch: Any, number: Any) -> tuple[Any, Any, Any]:
         x0, mask = batch["x"], batch["mask"].astype(jnp.float32)
         root = jax.random.fold_in(jax.random.key(self.seed), BOUND_STREAM)
         index = number * len(mask) + jnp.arange(len(mask))
         keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(index)
+        offset = 0.0
+        if self.width is not None:
+            # A number that no step of the bound folds in.
+            filling = jax.vmap(lambda k: jax.random.fold_in(k, len(self.times)))(keys)
+            x0 = likelihood.dequantise(x0, filling, self.width)
+            offset = -math.prod(x0.shape[1:]) * math.log(self.width)
         denoise = self.denoiser(params, batch.get("conditioning", {}))
-        bound = likelihood.variational_bound(denoise, self.process, self.times, x0, key=keys)
-        bits = bound.total / math.log(2.0)
+        process, asked = with_kernels(self.process_of(params), denoise)
+        bound = likelihood.variational_bound(asked, process, self.times, x0, key=keys)
+        bits = (bound.total + offset) / math.log(2.0)
         return jnp.sum(mask), jnp.sum(mask * bits), jnp.sum(mask * bits**2)
 
 

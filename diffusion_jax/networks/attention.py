@@ -14,7 +14,9 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.networks.layers import ZEROS, Linear
 from diffusion_jax.networks.positions import rotate
 
-ATTENTIONS = ("auto", "xla", "cudnn")
+ATTENTIONS = ("auto", "xla", "cudnn", "identity")
+"""`identity`: self-attention whose map is the identity, for perturbed-attention guidance (Ahn et
+al. 2024); see `attend_alone`. Attention to a text stays."""
 
 # Largest head of cuDNN's fused kernel (256 from Hopper on, 128 before).
 _CUDNN_HEAD = 256
@@ -31,7 +33,7 @@ class SelfAttention(nnx.Module):
             scale, which bounds the logits (Henry et al. 2020; Dehghani et al. 2023).
         bias: whether the fused projection has a bias.
         implementation: `auto` and `xla` run everywhere; `cudnn` is a fused kernel for GPU in
-            bfloat16 or float16.
+            bfloat16 or float16; `identity` lets each token attend to itself alone.
         zero: start the output projection from zero.
     """
 
@@ -59,14 +61,20 @@ class SelfAttention(nnx.Module):
         *,
         mask: Bool[Array, "b n"] | None = None,
         angles: Float[np.ndarray, "n pairs"] | None = None,
+        beside: int = 0,
     ) -> Float[Array, "b n d"]:
-        """Attends to the tokens that `mask` allows (None: all); `angles` as of `axial_angles`."""
+        """Attends to the tokens that `mask` allows (None: all); `angles` as of `axial_angles`.
+
+        The first `beside` tokens are no patches: `identity` leaves the attention from and to them.
+        """
         b, n, d = x.shape
         q, k, v = jnp.moveaxis(self.qkv(x).reshape(b, n, self.heads, 3, d // self.heads), 3, 0)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
+        if self.implementation == "identity":
+            return self.out(attend_alone(q, k, v, beside, mask=mask).reshape(b, n, d))
         return self.out(attend(q, k, v, self.implementation, mask=mask).reshape(b, n, d))
 
 
@@ -146,11 +154,33 @@ def attend(
             f"attention=cudnn needs an NVIDIA GPU, but this process runs on {backend}; "
             "set attention=auto"
         )
-    if implementation == "auto" and backend == "cpu":
+    if implementation in ("auto", "identity") and backend == "cpu":
         return _attend_by_heads(q, k, v, mask)
     chosen: Any = "cudnn" if implementation == "cudnn" and mask is None else "xla"
     wide = None if mask is None else mask[:, None, None]
     return jax.nn.dot_product_attention(q, k, v, mask=wide, implementation=chosen)
+
+
+def attend_alone(
+    q: Float[Array, "b n h e"],
+    k: Float[Array, "b n h e"],
+    v: Float[Array, "b n h e"],
+    beside: int = 0,
+    *,
+    mask: Bool[Array, "b n"] | None = None,
+) -> Float[Array, "b n h e"]:
+    """`attend` with the identity in place of the map among all but the first `beside` tokens.
+
+    Without tokens beside it is v (Ahn et al. 2024, eq. 13). Else each patch attends to itself and
+    to those, which carry the noise level or a text, and they to all.
+    """
+    if not beside:
+        return v
+    index = jnp.arange(q.shape[1])
+    first = index < beside
+    allowed = first[:, None] | first | (index[:, None] == index)
+    wide = allowed[None, None] if mask is None else allowed & mask[:, None, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=wide, implementation="xla")
 
 
 def _attend_by_heads(q: Array, k: Array, v: Array, mask: Array | None) -> Array:

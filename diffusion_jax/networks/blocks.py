@@ -160,10 +160,11 @@ class Block(nnx.Module):
         skip: Float[Array, "b n d"] | None = None,
         mask: Bool[Array, "b n"] | None = None,
         angles: Float[np.ndarray, "n pairs"] | None = None,
+        beside: int = 0,
     ) -> Float[Array, "b n d"]:
         if self.skip is not None and skip is not None:
             x = self.skip(jnp.concatenate([x, skip], axis=-1))
-        h = self.attention(self.norm1(x), mask=mask, angles=angles)
+        h = self.attention(self.norm1(x), mask=mask, angles=angles, beside=beside)
         x = x + dropout(h, self.dropout, fold_key(key, 0))
         h = self.mlp(self.norm2(x))
         return constrain_batch(x + dropout(h, self.dropout, fold_key(key, 1)))
@@ -195,12 +196,14 @@ class AdaBlock(nnx.Module):
         *,
         mask: Bool[Array, "b n"] | None = None,
         angles: Float[np.ndarray, "n pairs"] | None = None,
+        beside: int = 0,
         context: Float[Array, "b m d"] | None = None,
         context_mask: Bool[Array, "b m"] | None = None,
     ) -> Float[Array, "b n d"]:
         modulation = self.ada(condition)[:, None]
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
-        h = self.attention(self.norm(x) * (1 + scale1) + shift1, mask=mask, angles=angles)
+        h = self.norm(x) * (1 + scale1) + shift1
+        h = self.attention(h, mask=mask, angles=angles, beside=beside)
         x = x + gate1 * dropout(h, self.dropout, fold_key(key, 0))
         if self.cross is not None and self.cross_norm is not None and context is not None:
             h = self.cross(self.cross_norm(x), context, context_mask)

@@ -65,7 +65,7 @@ class DiT(nnx.Module):
         scan: keep the blocks' parameters stacked (`blocks/...` with a leading depth axis) and run
             them as one `lax.scan`; else `blocks/0/...`, unrolled. `stacking.py` converts.
         remat: what the backward pass recomputes: `none`, `dots` or `full`.
-        attention: implementation, `auto`, `xla` or `cudnn`.
+        attention: implementation, `auto`, `xla`, `cudnn` or `identity`.
         noise_input: unit of the noise argument (`logsnr`, `t`, `c_noise`, `timestep`).
         dtype: compute dtype; parameters and output are float32.
 
@@ -192,14 +192,15 @@ class DiT(nnx.Module):
         if self.registers is not None:
             registers = self.registers[...].astype(patches.dtype)
             beside.append(jnp.broadcast_to(registers, (batch, *registers.shape)))
-        mask, shared = None, {}
+        mask, shared = None, dict[str, Any]()
         if self.in_context:
+            before = sum(tokens.shape[1] for tokens in beside)
             beside.append(text.tokens)
-            before = sum(tokens.shape[1] for tokens in beside) - text.tokens.shape[1]
             mask = jnp.pad(text.mask, ((0, 0), (before, number)), constant_values=True)
         elif self.text is not None:
-            shared = {"context": text.tokens, "context_mask": text.mask}
+            shared |= {"context": text.tokens, "context_mask": text.mask}
         x = jnp.concatenate([*beside, patches], axis=1) if beside else patches
+        shared["beside"] = x.shape[1] - number
         angles = self.layout.angles(x.shape[1] - number)
 
         def step(block: AdaBlock, carry: Any, index: Any, unused: Any) -> tuple[Any, None]:

@@ -179,7 +179,7 @@ class EDM2(nnx.Module):
         scan: keep blocks of one shape that follow each other stacked (`up/level1_1/blocks/...`) and
             run them as one `lax.scan`; else `up/level1_1/blocks/0/...`. `stacking.py` converts.
         remat: what the backward pass recomputes: `none`, `dots` or `full`.
-        attention: implementation, `auto`, `xla` or `cudnn`.
+        attention: implementation, `auto`, `xla`, `cudnn` or `identity`.
         noise_input: unit of the noise argument (`c_noise` in the paper; `logsnr`, `t`, `timestep`).
         dtype: compute dtype; parameters and output are float32.
 

@@ -193,7 +193,8 @@ class MPAttention(nnx.Module):
         b, *_, c = x.shape
         fused = self.qkv(x.reshape(b, -1, c)).reshape(b, -1, self.heads, 3, c // self.heads)
         q, k, v = jnp.moveaxis(pixel_norm(fused), 3, 0)
-        return self.out(attend(q, k, v, self.implementation).reshape(b, -1, c)).reshape(x.shape)
+        y = v if self.implementation == "identity" else attend(q, k, v, self.implementation)
+        return self.out(y.reshape(b, -1, c)).reshape(x.shape)
 
 
 class MPCrossAttention(nnx.Module):

@@ -54,6 +54,8 @@ class MLP(nnx.Module):
         scalars: how many numbers describe an example (`scalar` of the conditioning); 0: none.
         text: how captions are read, pooled to a vector; None: the network takes none.
         noise_input: unit of the noise argument (`logsnr`, `t`, `c_noise`, `timestep`).
+        outputs: numbers put out for each of an example; the last axis of the output is this many
+            times longer.
         dtype: compute dtype; parameters and output are float32.
 
     Raises:
@@ -72,10 +74,12 @@ class MLP(nnx.Module):
         scalars: int = 0,
         text: TextConfig | None = None,
         noise_input: str = "logsnr",
+        outputs: int = 1,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_positive("network.mlp", width=width, depth=depth, expansion=expansion)
+        check_positive("network.mlp", outputs=outputs)
         check_even("network.mlp.width", width)
         dtype = check_common(
             "network.mlp", num_classes, dropout, noise_input, dtype, scalars=scalars
@@ -97,7 +101,8 @@ class MLP(nnx.Module):
             }
         )
         self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.head = Linear(width, size, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
+        self.outputs = outputs
+        self.head = Linear(width, outputs * size, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -113,4 +118,5 @@ class MLP(nnx.Module):
         h = self.stem(x.reshape(x.shape[0], -1).astype(self.dtype))
         for i in range(len(self.layers)):
             h = constrain_batch(self.layers[str(i)](h, condition, fold_key(key, i)))
-        return self.head(self.norm(h)).astype(jnp.float32).reshape(x.shape)
+        output = self.head(self.norm(h)).astype(jnp.float32)
+        return output.reshape(*x.shape[:-1], self.outputs * x.shape[-1])

@@ -89,7 +89,7 @@ class ByteEncoder(nnx.Module):
         options = BlockOptions(
             dim=config.dim,
             heads=config.heads,
-            attention="xla" if attention == "cudnn" else attention,
+            attention={"cudnn": "xla", "identity": "auto"}.get(attention, attention),
             dtype=dtype,
         )
         normal = nnx.initializers.normal(1.0)

@@ -71,7 +71,7 @@ class UNet(nnx.Module):
         middle_attention: attention between the two blocks at the lowest resolution.
         up_attention: on the way up after `all` blocks of such a level, or the `last` (DDPM++).
         heads: attention heads where `head_dim` is None or 0; else heads have that size.
-        attention: implementation, `auto`, `xla` or `cudnn`.
+        attention: implementation, `auto`, `xla`, `cudnn` or `identity`.
         dropout: rate inside the residual blocks; active when a key is given.
         scale_shift: the condition scales and shifts the second norm's result (ADM), or is added
             before that norm (DDPM).

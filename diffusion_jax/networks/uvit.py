@@ -57,7 +57,7 @@ class UViT(nnx.Module):
         scan: keep the parameters of both halves stacked (`down/blocks/...`, `up/blocks/...`) and
             run each as one `lax.scan`; else `down/blocks/0/...`. `stacking.py` converts.
         remat: what the backward pass recomputes: `none`, `dots` or `full`.
-        attention: implementation, `auto`, `xla` or `cudnn`.
+        attention: implementation, `auto`, `xla`, `cudnn` or `identity`.
         noise_input: unit of the noise argument (`logsnr`, `t`, `c_noise`, `timestep`).
         dtype: compute dtype; parameters and output are float32.
 
@@ -191,12 +191,13 @@ class UViT(nnx.Module):
         key: Key[Array, "*k"] | None,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"]]:
         """The tokens after the last block and after the one in the middle."""
-        angles = self.layout.angles(x.shape[1] - patches)
+        beside = x.shape[1] - patches
+        angles = self.layout.angles(beside)
 
         def step(first: int, keep: bool) -> Any:
             def run(block: Block, x: Any, index: Any, skip: Any) -> tuple[Any, Any]:
                 part = fold_key(key, first + index)
-                x = block(x, part, skip=skip, mask=mask, angles=angles)
+                x = block(x, part, skip=skip, mask=mask, angles=angles, beside=beside)
                 return x, x if keep else None
 
             return run

@@ -35,6 +35,8 @@ class Variational:
     Attributes:
         estimate: `(params, x_t, t [B], conditioning, key) -> x0_hat`, E[x0 | x_t].
         process: a `diffusion.processes.Process`.
+        process_of: `params -> process`, where they decide it: a learned schedule, all of whose
+            parameters follow the gradient of (1). At few steps its shape moves the bound too.
         times: decreasing times of the steps, from 1 to 0.
         drop: conditioning name -> probability of the null embedding.
     """
@@ -43,26 +45,29 @@ class Variational:
     process: Any
     times: np.ndarray
     drop: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    process_of: Callable[[PyTree], Any] | None = None
 
     def __call__(
         self, params: PyTree, batch: Batch, key: Key[Array, " batch"], context: Context
     ) -> tuple[Float[Array, ""], Aux]:
         x0 = batch["x"]
+        params = network_params(params)
+        process = self.process if self.process_of is None else self.process_of(params)
         time_key, noise_key, drop_key, network_key = split_keys(key, 4)
         u = stratified(jax.vmap(jax.random.uniform)(time_key), context.stratum, context.cells)
         t, s = likelihood.random_step(self.times, u)
-        noise = jax.vmap(lambda k: self.process.noise(k, x0.shape[1:]))(noise_key)
+        noise = jax.vmap(lambda k: process.noise(k, x0.shape[1:]))(noise_key)
         conditioning = batch.get("conditioning", {})
         if context.training:
             conditioning = drop_conditioning(conditioning, self.drop, drop_key)
         else:
             network_key = None
-        x_t = self.process.forward(x0, t, noise)
-        x0_hat = self.estimate(network_params(params), x_t, t, conditioning, network_key)
+        x_t = process.forward(x0, t, noise)
+        x0_hat = self.estimate(params, x_t, t, conditioning, network_key)
 
         steps = len(self.times) - 1
-        term = likelihood.variational_term(self.process, x0, x_t, x0_hat, t, s)
-        nats = steps * term + likelihood.prior_term(self.process, x0)
+        term = likelihood.variational_term(process, x0, x_t, x0_hat, t, s)
+        nats = steps * term + likelihood.prior_term(process, x0)
         bits = jnp.asarray(nats) / math.log(2.0)
         dimensions = math.prod(x0.shape[1:])
         loss, total, count = masked_mean(bits / dimensions, batch.get("mask"))

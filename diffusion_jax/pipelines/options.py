@@ -13,6 +13,7 @@ import numpy as np
 
 from diffusion_jax.diffusion import solvers
 from diffusion_jax.errors import ConfigError, unknown_name
+from diffusion_jax.pipelines.guidance_kinds import KINDS
 
 _LOG = logging.getLogger(__name__)
 THRESHOLDS = ("none", "static", "dynamic")
@@ -25,13 +26,18 @@ class SamplingOptions:
     Attributes:
         solver: a name in `solvers.SOLVERS`, or "ancestral" for any process.
         steps: network evaluations along the time grid (solvers of higher order take more).
-        guidance: classifier-free guidance; 1 is the conditional model itself.
+        guidance: its weight; 1 is the conditional model itself.
+        guidance_by: the kind of guidance, a name in `guidance_kinds.KINDS`.
+        guidance_options: kind -> its own options, such as `{"apg": {"momentum": -0.75}}`.
         guidance_interval: times (low, high) between which guidance acts.
         guidance_rescale: how far the guided prediction's deviation is brought back to the
             conditional one's, 0 to 1.
         threshold: "none", "static" or "dynamic".
         threshold_percentile: of the dynamic threshold.
         solver_options: solver name -> its own options, such as `{"ddim": {"eta": 0.5}}`.
+        log_probability: for classifier guidance besides, (x [B, ...], t) -> log p(y | x_t) [B],
+            differentiable; in Python alone. The interval holds for it too.
+        log_probability_scale: of its gradient.
         batch_size: samples a compiled batch, over all devices.
 
     Raises (from `of` and `replace`):
@@ -42,12 +48,21 @@ class SamplingOptions:
     solver: Any
     steps: Any
     guidance: Any = 1.0
+    guidance_by: Any = "classifier_free"
+    guidance_options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     guidance_interval: Any = (0.0, 1.0)
     guidance_rescale: Any = 0.0
     threshold: Any = "none"
     threshold_percentile: Any = 0.995
     solver_options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    log_probability: Any = None
+    log_probability_scale: Any = 1.0
     batch_size: Any = 64
+
+    @property
+    def guided(self) -> bool:
+        """Whether more than the conditional model is evaluated."""
+        return self.guidance != 1.0 or self.guidance_by == "perturbed_attention"
 
     @classmethod
     def of(cls, **values: Any) -> SamplingOptions:
@@ -56,8 +71,14 @@ class SamplingOptions:
         changes: dict[str, Any] = {
             name: whole(name, getattr(options, name), low=1) for name in ("steps", "batch_size")
         }
-        for name in ("guidance", "guidance_rescale", "threshold_percentile"):
+        for name in (
+            "guidance",
+            "guidance_rescale",
+            "threshold_percentile",
+            "log_probability_scale",
+        ):
             changes[name] = number(name, getattr(options, name))
+        _check_guidance(options)
         changes["guidance_interval"] = _interval(options.guidance_interval)
         if not 0.0 <= changes["guidance_rescale"] <= 1.0:
             raise ConfigError(f"guidance_rescale={changes['guidance_rescale']}: expected 0..1")
@@ -79,7 +100,8 @@ class SamplingOptions:
     def replace(self, **changes: Any) -> SamplingOptions:
         """These options with some of them changed; None leaves one as it is.
 
-        `solver_options` here are those of the solver in use, and go over its own.
+        `solver_options` here are those of the solver in use, and go over its own;
+        `guidance_options` those of the kind of guidance in use.
 
         Raises:
             ConfigError: an unknown option, or a value that cannot be.
@@ -88,13 +110,34 @@ class SamplingOptions:
         for name, value in changes.items():
             if name not in values:
                 raise ConfigError(unknown_name("sampling option", name, values))
-            if value is not None and name != "solver_options":
+            if value is not None and name not in ("solver_options", "guidance_options"):
                 values[name] = value
-        solver, own = values["solver"], changes.get("solver_options")
-        if own:
-            merged = {**self.solver_options.get(solver, {}), **own}
-            values["solver_options"] = {**self.solver_options, solver: merged}
+        for field, chosen in (("solver_options", "solver"), ("guidance_options", "guidance_by")):
+            own, known = changes.get(field), values[field]
+            if own:
+                merged = {**known.get(values[chosen], {}), **own}
+                values[field] = {**known, values[chosen]: merged}
         return SamplingOptions.of(**values)
+
+
+def _check_guidance(options: SamplingOptions) -> None:
+    for kind in (options.guidance_by, *options.guidance_options):
+        if not isinstance(kind, str):
+            raise ConfigError(f"guidance_by={kind!r}: expected a name, such as 'apg'")
+        if kind not in KINDS:
+            raise ConfigError(unknown_name("guidance_by", kind, KINDS))
+    for kind, own in options.guidance_options.items():
+        known = KINDS[kind].options
+        for name, value in own.items():
+            if not known:
+                raise ConfigError(f"{kind} option {name!r} is unknown; it takes none")
+            if name not in known:
+                raise ConfigError(unknown_name(f"{kind} option", name, known))
+            number(f"{kind}.{name}", value)
+    if options.log_probability is not None and not callable(options.log_probability):
+        raise ConfigError(
+            f"log_probability={options.log_probability!r}: expected a function of (x, t)"
+        )
 
 
 def whole(name: str, value: Any, *, low: int, below: int | None = None) -> int:
@@ -189,9 +232,8 @@ class Program:
 
     def __init__(self, options: SamplingOptions) -> None:
         self.options = options
-        self.guided = options.guidance != 1.0
         fixed = dataclasses.replace(options, guidance=1.0, batch_size=1)
-        self._identity = (repr(fixed), self.guided)
+        self._identity = (repr(fixed), options.guidance != 1.0)
 
     def __hash__(self) -> int:
         return hash(self._identity)

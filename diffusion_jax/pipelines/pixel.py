@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,23 +21,17 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key, Shaped, UInt32
 
 from diffusion_jax.data.spec import DataSpec
-from diffusion_jax.data.text import decode, encode
-from diffusion_jax.diffusion import guidance as guide
+from diffusion_jax.data.text import decode
 from diffusion_jax.diffusion import solvers, thresholding
-from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
-from diffusion_jax.diffusion.guidance_tokens import classifier_free_tokens
+from diffusion_jax.diffusion.denoiser import Denoised, Denoiser, as_denoiser
+from diffusion_jax.diffusion.processes import LearnedGaussian, with_kernels
 from diffusion_jax.errors import ConfigError, named, unknown_name
 from diffusion_jax.networks import compiler_options
 from diffusion_jax.parallel.arrays import gather
 from diffusion_jax.parallel.mesh import batch_sharding, batch_shards
-from diffusion_jax.pipelines.options import (
-    Program,
-    SamplingOptions,
-    label_list,
-    number_rows,
-    text_list,
-    whole,
-)
+from diffusion_jax.pipelines import guiding
+from diffusion_jax.pipelines.conditioning import Conditions
+from diffusion_jax.pipelines.options import Program, SamplingOptions, whole
 from diffusion_jax.pipelines.samples import Samples
 from diffusion_jax.visual.pixels import to_uint8
 
@@ -61,6 +55,10 @@ class PixelPipeline:
         times: `steps -> decreasing times from 1 to 0`.
         mesh: where to compute.
         defaults: options that a call may override.
+        weak: the weaker model of autoguidance, where there is one.
+        perturbed: `denoiser` of the network without its self-attention maps; None without any.
+        process_of: `params -> process`, where they decide it: a learned schedule. Then `process`
+            and `schedule` are those that a run begins with.
     """
 
     params: PyTree
@@ -73,6 +71,9 @@ class PixelPipeline:
     mesh: Mesh
     defaults: SamplingOptions
     always: tuple[str, ...] = ()
+    weak: guiding.Weak | None = None
+    perturbed: Callable[[PyTree, Mapping[str, Any]], Denoiser] | None = None
+    process_of: Callable[[PyTree], Any] | None = None
 
     def sample(
         self,
@@ -81,6 +82,13 @@ class PixelPipeline:
         labels: Sequence[int] | np.ndarray | None = None,
         prompts: str | Sequence[str] | None = None,
         scalars: Sequence[Sequence[float]] | np.ndarray | None = None,
+        negative_labels: Sequence[int] | np.ndarray | None = None,
+        negative_prompts: str | Sequence[str] | None = None,
+        negative_scalars: Sequence[Sequence[float]] | np.ndarray | None = None,
+        also_labels: Sequence[int] | np.ndarray | None = None,
+        also_prompts: str | Sequence[str] | None = None,
+        also_scalars: Sequence[Sequence[float]] | np.ndarray | None = None,
+        also_guidance: Sequence[float] | np.ndarray | None = None,
         seed: int = 0,
         trajectory: bool = False,
         progress: Callable[[int], None] | None = None,
@@ -93,6 +101,11 @@ class PixelPipeline:
             labels: cycled up to `num`; None takes all classes in turn.
             prompts: captions, cycled up to `num`; None samples without.
             scalars: rows of the numbers that condition the model, cycled; None samples without.
+            negative_labels, negative_prompts, negative_scalars: in place of the unconditional
+                branch, cycled: what guidance turns away from.
+            also_labels, also_prompts, also_scalars: further conditions, each of all samples, that
+                are composed with the first (Liu et al. 2022).
+            also_guidance: their weights, below 0 for what is to be absent; `guidance` by default.
             seed: same seed, same samples, whatever the batch size.
             trajectory: also return the state after every step.
             progress: called with the number of samples done.
@@ -104,20 +117,25 @@ class PixelPipeline:
                 or guidance for an unconditional model, or guidance for one that never trained
                 without labels.
         """
-        chosen = self.options(**options)
         num, seed = whole("num", num, low=1), whole("seed", seed, low=0, below=2**32)
-        given = self._conditioning(num, labels, prompts, scalars)
+        read = self._conditions
+        given = read.rows(num, labels, prompts, scalars)
+        negative = read.negative(num, negative_labels, negative_prompts, negative_scalars)
+        chosen = self._options(options, negative is not None)
+        extra = (also_labels, also_prompts, also_scalars, also_guidance)
+        also, shares = read.also(num, *extra, chosen.guidance)
+        guiding.check_extra(chosen, self._model, negative=negative is not None, also=len(also))
+        branches = {"given": given, "negative": negative, "also": also}
         size = self._batch_shape(num, chosen.batch_size)
         compiled = self._compiled(Program(chosen), trajectory)
         parts = []
+        numbers = {"guidance": jnp.float32(chosen.guidance), "also": jnp.asarray(shares)}
         for start in range(0, num, size):
             index = np.minimum(np.arange(start, start + size), num - 1)
-            conditioning = {name: values[index] for name, values in given.items()}
+            conditioning = jax.tree.map(lambda values, rows=index: values[rows], branches)
             inputs = self._place((index.astype(np.uint32), conditioning))
             with jax.set_mesh(self.mesh):
-                states = compiled(
-                    self.params, jnp.uint32(seed), *inputs, jnp.float32(chosen.guidance)
-                )
+                states = compiled(self._trees, jnp.uint32(seed), *inputs, numbers)
             parts.append(gather(states)[:, : num - start])
             if progress is not None:
                 progress(min(start + size, num))
@@ -136,8 +154,13 @@ class PixelPipeline:
         Raises:
             ConfigError: an option is unknown or cannot work with this model.
         """
+        return self._options(changes, False)
+
+    def _options(self, changes: Mapping[str, Any], negative: bool) -> SamplingOptions:
+        """`options`, where `negative` says whether a negative condition is given."""
         options = self.defaults.replace(**changes)
-        self._check_guidance(options)
+        with _one_line():
+            guiding.check(options, self._model, options.steps, negative=negative)
         if options.threshold != "none" and self.spec.kind != "image":
             name = options.threshold
             raise ConfigError(
@@ -152,20 +175,6 @@ class PixelPipeline:
         self._check_solver(options, options.solver)
         return options
 
-    def _check_guidance(self, options: SamplingOptions) -> None:
-        neutral = (1.0, (0.0, 1.0), 0.0)
-        names = ("guidance", "guidance_interval", "guidance_rescale")
-        for name, value in zip(names, neutral, strict=True):
-            given = getattr(options, name)
-            if given != value and not self.conditional:
-                raise ConfigError(f"{name}={given}: the model is unconditional; expected {value}")
-        if options.guidance != 1.0 and self.always:
-            names = " and ".join(f"{name}_dropout=0" for name in self.always)
-            raise ConfigError(
-                f"guidance={options.guidance}: the model was trained with {names} and has no "
-                "prediction without; expected 1"
-            )
-
     def _check_solver(self, options: SamplingOptions, name: str) -> None:
         """Walks through the solver, with nothing in place of the network."""
         given = options.solver_options.get(name, {})
@@ -173,7 +182,10 @@ class PixelPipeline:
             raise ConfigError(f"ancestral option {next(iter(given))!r} is unknown; it takes none")
         if name == "ancestral" or self.schedule is None:
             return
-        nothing = as_denoiser(lambda x, t: x, self.schedule)
+        nothing = as_denoiser(
+            lambda x, t: Denoised(x, variance_fraction=x if self._learns_variance else None),
+            self.schedule,
+        )
         x = jax.ShapeDtypeStruct((1, *self.spec.shape), jnp.float32)
         key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
         run = functools.partial(
@@ -201,49 +213,46 @@ class PixelPipeline:
             self._check_solver(options, name)
         batch = batch_shards(self.mesh)
         index = jax.ShapeDtypeStruct((batch,), jnp.uint32)
-        one = self._conditioning(1, None, None, None, shapes_only=True)
+        one = self._conditions.rows(1, None, None, None, shapes_only=True)
         given = {k: jax.ShapeDtypeStruct((batch, *v.shape[1:]), v.dtype) for k, v in one.items()}
-        scalar = jax.ShapeDtypeStruct((), jnp.float32)
+        branches = {"given": given, "negative": None, "also": []}
+        numbers = {
+            "guidance": jax.ShapeDtypeStruct((), jnp.float32),
+            "also": jax.ShapeDtypeStruct((0,), jnp.float32),
+        }
         seed = jax.ShapeDtypeStruct((), jnp.uint32)
         run = functools.partial(self._run, Program(options), False)
         with _one_line(), jax.set_mesh(self.mesh):
-            jax.eval_shape(run, self.params, seed, index, given, scalar)
+            jax.eval_shape(run, self._trees, seed, index, branches, numbers)
+
+    @property
+    def _learns_variance(self) -> bool:
+        return isinstance(self.process, LearnedGaussian)
 
     @property
     def conditional(self) -> bool:
         """Whether the network reads anything besides the noise level."""
         return bool(self.conditions)
 
-    def _conditioning(
-        self, num: int, labels: Any, prompts: Any, scalars: Any, *, shapes_only: bool = False
-    ) -> dict[str, np.ndarray]:
-        """Conditioning [num, ...] by name; what is not given is the network's null."""
-        for name, argument, value in (
-            ("label", "labels", labels),
-            ("text", "prompts", prompts),
-            ("scalar", "scalars", scalars),
-        ):
-            absent = value is None or (isinstance(value, Sized) and not len(value))
-            if not absent and name not in self.conditions:
-                what = "unconditional" if not self.conditions else f"not conditioned by {name}"
-                raise ConfigError(f"{argument}={value!r}: the model is {what}; leave them")
-            if absent and name in self.always and name != "label" and not shapes_only:
-                raise ConfigError(
-                    f"{argument}={value!r}: the model was trained with {name}_dropout=0 and has "
-                    f"no prediction without; give {argument}"
-                )
-        result = {}
-        if "label" in self.conditions:
-            given = labels is not None and (not isinstance(labels, Sized) or len(labels) > 0)
-            classes = self.spec.num_classes
-            result["label"] = _cycle(label_list(labels if given else range(classes), classes), num)
-        if "text" in self.conditions:
-            # An empty text is exactly the network's null.
-            texts = text_list(prompts, self.spec.text_length)
-            result["text"] = _cycle(encode(texts, self.spec.text_length), num)
-        if "scalar" in self.conditions and scalars is not None:
-            result["scalar"] = _cycle(number_rows(scalars, self.spec.scalars), num)
-        return result
+    @property
+    def _trees(self) -> dict[str, PyTree]:
+        """All parameters, arguments of every program."""
+        return {"params": self.params, "weak": None if self.weak is None else self.weak.params}
+
+    @property
+    def _conditions(self) -> Conditions:
+        return Conditions(spec=self.spec, names=self.conditions, always=self.always)
+
+    @property
+    def _model(self) -> guiding.Model:
+        return guiding.Model(
+            conditions=self.conditions,
+            always=self.always,
+            kind=self.spec.kind,
+            schedule=self.schedule,
+            weak=self.weak is not None,
+            perturbed=self.perturbed is not None,
+        )
 
     def _batch_shape(self, num: int, batch_size: int) -> int:
         """The batch size, no larger than needed, rounded up to fill the devices."""
@@ -283,16 +292,23 @@ class PixelPipeline:
         self,
         static: Program,
         trajectory: bool,
-        params: PyTree,
+        trees: Mapping[str, PyTree],
         seed: Any,
         index: UInt32[Array, " batch"],
-        conditioning: Mapping[str, Array],
-        guidance: Any,
+        conditioning: Mapping[str, Any],
+        numbers: Mapping[str, Any],
     ) -> Shaped[Array, "states batch *shape"]:
+        if self.process_of is not None:
+            process = self.process_of(trees["params"])
+            found = dataclasses.replace(
+                self, process=process, schedule=process.schedule, process_of=None
+            )
+            rest = (seed, index, conditioning, numbers)
+            return found._run(static, trajectory, trees, *rest)
         root = jax.random.fold_in(jax.random.key(seed), SAMPLING_STREAM)
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(root, i)))(index)
         x = jax.vmap(lambda k: self.process.prior(self.spec.shape).sample(k))(keys[:, 0])
-        denoise = self._guided(static, params, conditioning, guidance)
+        denoise = self._guided(static, trees, conditioning, numbers)
         result = self._solve(static, denoise, x, keys[:, 1], trajectory)
         return result[1] if trajectory else result[None]
 
@@ -301,9 +317,8 @@ class PixelPipeline:
     ) -> Any:
         times = self.times(static.options.steps)
         if static.options.solver == "ancestral":
-            return solvers.ancestral(
-                denoise, self.process, times, x, key=keys, trajectory=trajectory
-            )
+            process, asked = with_kernels(self.process, denoise)
+            return solvers.ancestral(asked, process, times, x, key=keys, trajectory=trajectory)
         name = static.options.solver
         extra = static.options.solver_options.get(name, {})
         return solvers.get(name)(
@@ -311,25 +326,41 @@ class PixelPipeline:
         )
 
     def _guided(
-        self, static: Program, params: PyTree, conditioning: Mapping[str, Array], guidance: Any
+        self,
+        static: Program,
+        trees: Mapping[str, PyTree],
+        conditioning: Mapping[str, Any],
+        numbers: Mapping[str, Any],
     ) -> Denoiser:
-        options = static.options
-        denoise = self.denoiser(params, conditioning)
-        if self.conditional and static.guided:
-            tokens = self.spec.kind == "tokens"
-            combine = classifier_free_tokens if tokens else guide.classifier_free
-            denoise = combine(
-                denoise,
-                self.denoiser(params, {}),
-                guidance,
-                interval=options.guidance_interval,
-                rescale=options.guidance_rescale,
+        options, params, given = static.options, trees["params"], conditioning["given"]
+        denoise = self.denoiser(params, given)
+        if options.guided or conditioning["also"]:
+            branches = guiding.Branches(
+                conditional=denoise,
+                other=lambda: self.denoiser(params, conditioning["negative"] or {}),
+                also=[self.denoiser(params, one) for one in conditioning["also"]],
+                weak=lambda: self._weak_denoiser(trees["weak"], given),
+                perturbed=lambda: self._perturbed_denoiser(params, given),
+                schedule=self.schedule,
+                tokens=self.spec.kind == "tokens",
             )
+            weights = numbers["guidance"], numbers["also"]
+            denoise = guiding.combine(options, branches, self.times(options.steps), *weights)
+        denoise = guiding.by_log_probability(options, denoise, self.schedule)
         if options.threshold == "static":
             denoise = thresholding.clip_x0(denoise, *self.spec.range)
         elif options.threshold == "dynamic":
             denoise = thresholding.dynamic_threshold(denoise, options.threshold_percentile)
         return denoise
+
+    def _weak_denoiser(self, params: PyTree, given: Mapping[str, Array]) -> Denoiser:
+        assert self.weak is not None
+        read = {name: given[name] for name in self.weak.conditions if name in given}
+        return self.weak.denoiser(params, read)
+
+    def _perturbed_denoiser(self, params: PyTree, given: Mapping[str, Array]) -> Denoiser:
+        assert self.perturbed is not None
+        return self.perturbed(params, given)
 
 
 @contextlib.contextmanager
@@ -340,8 +371,3 @@ def _one_line() -> Iterator[None]:
         raise
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error).splitlines()[0]) from error
-
-
-def _cycle(values: np.ndarray, num: int) -> np.ndarray:
-    """The rows repeated or cut to `num`."""
-    return values[np.arange(num) % len(values)]

@@ -25,6 +25,7 @@ SCHEDULES = {
     "sigmoid_steep": schedules.sigmoid(0.0, 3.0, 0.3),
     "table_linear": schedules.table(schedules.linear_betas()),
     "table_cosine": schedules.table(schedules.cosine_betas(50)),
+    "learned": schedules.learned(units=5),
     "table_zero_snr": schedules.table(
         schedules.zero_terminal_snr(schedules.scaled_linear_betas(100))
     ),

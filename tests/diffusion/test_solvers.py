@@ -283,12 +283,15 @@ def test_a_denoiser_carries_its_state_through_all_evaluations():
         return Denoised(x0, jnp.zeros_like(x)), carry + 1
 
     denoiser = Denoiser(step, lambda x: jnp.int32(10))
-    for name in solvers.SOLVERS:
+    # These end in a mixture of what they have seen.
+    mixing = {"lms", "pndm", "bdia", "dopri5", "lcm"}
+    # From alpha = 0 the ancestral step is an Euler step as well.
+    counts = {"heun": 9, "midpoint": 9, "kdpm2": 9, "kdpm2_ancestral": 8, "flow_heun": 9, "rk4": 17}
+    for name in solvers.SOLVERS.keys() - mixing:
         schedule = schedules.cosine()
         target = Gaussian(schedule) if name == "ancestral" else schedule
         end = run(name, target, TIMES, start(), denoiser, noise=replay())
-        evaluations = 2 * 4 + 1 if name == "heun" else 5
-        np.testing.assert_allclose(end, 10 + evaluations - 1, err_msg=name)
+        np.testing.assert_allclose(end, 10 + counts.get(name, 5) - 1, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +319,7 @@ def test_a_traced_schedule_gives_the_same_and_is_differentiable(name, options):
         ("ddim", {"eta": -0.1}, "eta=-0.1"),
         ("ddpm", {"variance": "lerned"}, "variance='lerned' is unknown"),
         ("ddpm", {"variance": "learned", "key": 0}, "gives no variance_fraction"),
-        ("dpmpp_sde", {"order": 3}, "order=3; expected 1 or 2"),
+        ("dpmpp_sde", {"order": 4}, "order=4; expected a whole number from 1 to 3"),
         ("euler", {"times": [0.0, 1.0]}, r"times\[1\]=1.0 does not lie below"),
         ("heun", {"times": [1.0, -0.1]}, r"times\[1\]=-0.1 lies outside"),
         ("ddpm", {"keys": 2}, r"key has shape \(2,\); expected one key or one for each of 3"),

@@ -91,3 +91,20 @@ def test_cudnn_is_refused_where_it_cannot_run():
         attention.check_attention(field, "cudnn", 36, jnp.dtype("bfloat16"))
     attention.check_attention(field, "cudnn", 64, jnp.dtype("bfloat16"))
     attention.check_attention(field, "xla", 36, jnp.dtype("float32"))
+
+
+def test_identity_maps_of_patches():
+    """Each patch sees itself and the tokens beside, as in one of its own; their map stays."""
+    rng = np.random.default_rng(5)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 6, 2, 4)), jnp.float32) for _ in range(3))
+    np.testing.assert_array_equal(attention.attend_alone(q, k, v), v)
+    beside, mask = 2, np.ones((2, 6), bool)
+    mask[0, 1] = False
+    got = attention.attend_alone(q, k, v, beside, mask=jnp.asarray(mask))
+    whole = attention.attend(q, k, v, mask=jnp.asarray(mask))
+    np.testing.assert_allclose(got[:, :beside], whole[:, :beside], atol=1e-6)
+    for patch in range(beside, 6):
+        seen = [0, 1, patch]
+        parts = (q[:, patch : patch + 1], k[:, seen], v[:, seen])
+        want = attention.attend(*parts, mask=jnp.asarray(mask[:, seen]))
+        np.testing.assert_allclose(got[:, patch : patch + 1], want, atol=1e-6)

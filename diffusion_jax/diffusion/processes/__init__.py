@@ -13,6 +13,12 @@ from diffusion_jax.diffusion.processes.protocol import (
     Normal,
     Process,
 )
+from diffusion_jax.diffusion.processes.reverse import (
+    LearnedGaussian,
+    Modelled,
+    with_fraction,
+    with_kernels,
+)
 from diffusion_jax.diffusion.processes.uniform import Uniform
 
 __all__ = [
@@ -24,10 +30,14 @@ __all__ = [
     "Distribution",
     "Gaussian",
     "Keep",
+    "LearnedGaussian",
     "LinearKeep",
     "Masked",
+    "Modelled",
     "Normal",
     "Process",
     "TokenProcess",
     "Uniform",
+    "with_fraction",
+    "with_kernels",
 ]

@@ -17,33 +17,102 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from diffusion_jax.diffusion.solvers.adaptive import dopri5
 from diffusion_jax.diffusion.solvers.ancestral import ancestral
+from diffusion_jax.diffusion.solvers.bdia import bdia, bdia_inversion, bdia_pair
+from diffusion_jax.diffusion.solvers.consistency import lcm, tcd
 from diffusion_jax.diffusion.solvers.ddim import ddim
 from diffusion_jax.diffusion.solvers.ddpm import ddpm
-from diffusion_jax.diffusion.solvers.dpmpp import dpmpp_2m, dpmpp_sde
-from diffusion_jax.diffusion.solvers.euler import euler, heun
+from diffusion_jax.diffusion.solvers.dpmpp import (
+    dpmpp_1m,
+    dpmpp_1s,
+    dpmpp_2m,
+    dpmpp_2s,
+    dpmpp_3m,
+    dpmpp_3s,
+)
+from diffusion_jax.diffusion.solvers.dpmpp_sde import dpmpp_sde, dpmsolver_sde
+from diffusion_jax.diffusion.solvers.dpmsolver import deis, dpmsolver, dpmsolver_singlestep
+from diffusion_jax.diffusion.solvers.euler import euler, euler_ancestral
+from diffusion_jax.diffusion.solvers.flow import flow_euler, flow_heun
+from diffusion_jax.diffusion.solvers.heun import heun
+from diffusion_jax.diffusion.solvers.inversion import ddim_inversion, ddim_round_trip
+from diffusion_jax.diffusion.solvers.lms import lms
+from diffusion_jax.diffusion.solvers.pndm import pndm
+from diffusion_jax.diffusion.solvers.runge_kutta import kdpm2, kdpm2_ancestral, midpoint, rk4
+from diffusion_jax.diffusion.solvers.unipc import unipc
 from diffusion_jax.errors import unknown_name
 
 SOLVERS: dict[str, Callable] = {
     "ddpm": ddpm,
     "ddim": ddim,
     "euler": euler,
+    "euler_ancestral": euler_ancestral,
     "heun": heun,
+    "midpoint": midpoint,
+    "rk4": rk4,
+    "dopri5": dopri5,
+    "kdpm2": kdpm2,
+    "kdpm2_ancestral": kdpm2_ancestral,
+    "lms": lms,
+    "pndm": pndm,
+    "bdia": bdia,
+    "lcm": lcm,
+    "tcd": tcd,
+    "flow_euler": flow_euler,
+    "flow_heun": flow_heun,
+    "dpmpp_1m": dpmpp_1m,
     "dpmpp_2m": dpmpp_2m,
+    "dpmpp_3m": dpmpp_3m,
+    "dpmpp_1s": dpmpp_1s,
+    "dpmpp_2s": dpmpp_2s,
+    "dpmpp_3s": dpmpp_3s,
     "dpmpp_sde": dpmpp_sde,
+    "dpmsolver": dpmsolver,
+    "dpmsolver_singlestep": dpmsolver_singlestep,
+    "dpmsolver_sde": dpmsolver_sde,
+    "deis": deis,
+    "unipc": unipc,
     "ancestral": ancestral,
 }
 
 __all__ = [
     "SOLVERS",
     "ancestral",
+    "bdia",
+    "bdia_inversion",
+    "bdia_pair",
     "ddim",
+    "ddim_inversion",
+    "ddim_round_trip",
     "ddpm",
+    "deis",
+    "dopri5",
+    "dpmpp_1m",
+    "dpmpp_1s",
     "dpmpp_2m",
+    "dpmpp_2s",
+    "dpmpp_3m",
+    "dpmpp_3s",
     "dpmpp_sde",
+    "dpmsolver",
+    "dpmsolver_sde",
+    "dpmsolver_singlestep",
     "euler",
+    "euler_ancestral",
+    "flow_euler",
+    "flow_heun",
     "get",
     "heun",
+    "kdpm2",
+    "kdpm2_ancestral",
+    "lcm",
+    "lms",
+    "midpoint",
+    "pndm",
+    "rk4",
+    "tcd",
+    "unipc",
 ]
 
 

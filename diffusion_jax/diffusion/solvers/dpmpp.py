@@ -1,25 +1,41 @@
-"""DPM-Solver++ as a multistep method: the ODE solver of order 2 and the SDE solver of order 1 or 2.
+"""DPM-Solver++ (Lu et al. 2022): the multistep and single-step ODE solvers of orders 1 to 3.
 
-Both extrapolate the denoiser's x0 from this and the previous step,
-
-    D = x0 + h/(2 h_previous) (x0 - x0_previous),
-
-h being the rise of log(alpha/sigma). Start-up rule: the first step, steps whose own h is infinite
-(from alpha_t = 0, or to sigma_s = 0) and the step after an infinite h use D = x0 (order 1).
+All integrate equation (2) of `exponential`, polynomials in log(alpha/sigma) through values of the
+denoiser's x0, with one evaluation a step. They use x0, not eps, of the denoiser.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
-from diffusion_jax.diffusion.solvers import stepping
-from diffusion_jax.diffusion.solvers.stepping import Denoise, Noise, Result, Start, Steps
+from diffusion_jax.diffusion.solvers.exponential_plans import Rules
+from diffusion_jax.diffusion.solvers.exponential_run import solve_multistep, solve_singlestep
+from diffusion_jax.diffusion.solvers.stepping import Denoise, Noise, Result, Start
+
+
+def dpmpp_1m(
+    denoise: Denoise,
+    schedule: Schedule,
+    times: Any,
+    x: Start,
+    *,
+    key: Array | None = None,
+    noise: Noise | None = None,
+    trajectory: bool = False,
+) -> Result:
+    """DPM-Solver++ of order 1: x_s = (sigma_s/sigma_t) x_t + alpha_s (1 - e^-h) x0.
+
+    Lu et al. 2022, "DPM-Solver++"; DDIM with eta=0 unless x0 was altered, and `euler`. One
+    evaluation a step; deterministic, key and noise unused.
+
+    Raises ValueError for bad times.
+    """
+    del key, noise
+    return solve_multistep("x0", denoise, schedule, times, x, trajectory, 1, Rules())
 
 
 def dpmpp_2m(
@@ -31,32 +47,30 @@ def dpmpp_2m(
     key: Array | None = None,
     noise: Noise | None = None,
     trajectory: bool = False,
+    solver_type: str = "midpoint",
+    lower_order_final: bool = False,
+    euler_at_final: bool = False,
 ) -> Result:
-    """DPM-Solver++(2M): x_s = (sigma_s/sigma_t) x_t + alpha_s (1 - e^-h) D.
+    """DPM-Solver++(2M): x_s = (sigma_s/sigma_t) x_t + alpha_s (1 - e^-h) D with
 
-    Lu et al. 2022, "DPM-Solver++", algorithm 2. Second order; one evaluation a step; deterministic,
-    key and noise unused. Uses x0, not eps, of the denoiser.
+        D = x0 + h/(2 h_previous) (x0 - x0_previous).
 
-    Raises ValueError for bad times.
+    Lu et al. 2022, "DPM-Solver++", algorithm 2; `solver_type="heun"` integrates the line through
+    both x0 exactly instead, with alpha_s (e^-h - 1 + h)/h in place of alpha_s (1 - e^-h)/2.
+    Second order; one evaluation a step; deterministic, key and noise unused.
+
+    Start-up rule: the first step, steps whose own h is infinite (from alpha_t = 0, or to
+    sigma_s = 0) and the step after an infinite h are of order 1. `lower_order_final` and
+    `euler_at_final` are those of `dpmpp_3m`.
+
+    Raises ValueError for an unknown solver_type or bad times.
     """
     del key, noise
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
-
-    def update(x: Array, history: Any, row: Any) -> Any:
-        t, to_x, to_x0, extrapolation = row
-        carry, previous = history
-        denoised, carry = denoiser.step(x, t, carry)
-        target = denoised.x0 + extrapolation * (denoised.x0 - previous)
-        return to_x * x + to_x0 * target, (carry, denoised.x0)
-
-    to_x0 = steps.alpha_s * (1.0 - steps.decay)
-    rows = stepping.cast(x, steps.t, steps.sigma_ratio, to_x0, _extrapolation(steps))
-    return stepping.scan_steps(update, x, _no_history(denoiser), rows, trajectory)
+    rules = Rules(solver_type, True, lower_order_final, euler_at_final)
+    return solve_multistep("x0", denoise, schedule, times, x, trajectory, 2, rules, any_steps=True)
 
 
-def dpmpp_sde(
+def dpmpp_3m(
     denoise: Denoise,
     schedule: Schedule,
     times: Any,
@@ -65,55 +79,105 @@ def dpmpp_sde(
     key: Array | None = None,
     noise: Noise | None = None,
     trajectory: bool = False,
-    order: int = 2,
+    solver_type: str = "midpoint",
+    corrected: bool = False,
+    lower_order_final: bool = False,
+    euler_at_final: bool = False,
 ) -> Result:
-    """SDE-DPM-Solver++, multistep of order 1 or 2 (Lu et al. 2022, "DPM-Solver++", section 4.3):
+    """DPM-Solver++(3M): the parabola through this and the two previous x0.
 
-    x_s = e^-h (sigma_s/sigma_t) x_t + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z.
+    As published, in Lu et al.'s code, the second difference, h^2 x0''/2, is multiplied by what
+    belongs to h^2 x0'', which leaves order 2. `corrected` doubles it, and since a first step of
+    order 1 would leave order 2 as well, corrects its result as UniPC does, at no evaluation:
+    order 3. One evaluation a step; deterministic, key and noise unused.
 
-    Order 1 (D = x0) is DDPM with the small variance. Not the single-step method with a midpoint
-    that some libraries call by this name. One evaluation and one draw a step; uses x0, not eps.
+    Start-up rule: as in `dpmpp_2m`, a step is of order 1 or 2 while fewer steps of finite h
+    precede it; those of order 2 are of `solver_type`. `lower_order_final` lowers the last step to
+    order 1 and the one before to 2 at most (many libraries do so below 15 steps);
+    `euler_at_final` the last step alone.
 
-    Raises ValueError for another order, bad times, or without key and noise.
+    Raises ValueError for an unknown solver_type or bad times.
     """
-    if order not in (1, 2):
-        raise ValueError(f"order={order}; expected 1 or 2")
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
-    std = steps.sigma_s * steps.xp.sqrt(steps.fresh)
-    extrapolation = _extrapolation(steps) * (order - 1)
-    draws = stepping.draws("dpmpp_sde", x, len(steps.t), key, noise, std > 0.0)
+    del key, noise
+    rules = Rules(solver_type, corrected, lower_order_final, euler_at_final, corrected)
+    return solve_multistep("x0", denoise, schedule, times, x, trajectory, 3, rules, any_steps=True)
 
-    def update(x: Array, history: Any, row: Any) -> Any:
-        (t, to_x, to_x0, std, extrapolation), drawn = row
-        carry, previous = history
-        denoised, carry = denoiser.step(x, t, carry)
-        target = denoised.x0 + extrapolation * (denoised.x0 - previous)
-        z = draws.draw(drawn, x.shape, x.dtype)
-        return to_x * x + to_x0 * target + std * z, (carry, denoised.x0)
 
-    coefficients = stepping.cast(
-        x,
-        steps.t,
-        steps.sigma_ratio * steps.decay,
-        steps.alpha_s * steps.fresh,
-        std,
-        extrapolation,
+def dpmpp_1s(
+    denoise: Denoise,
+    schedule: Schedule,
+    times: Any,
+    x: Start,
+    *,
+    key: Array | None = None,
+    noise: Noise | None = None,
+    trajectory: bool = False,
+) -> Result:
+    """DPM-Solver++(1S): of order 1, and therefore `dpmpp_1m`.
+
+    Raises ValueError for bad times.
+    """
+    del key, noise
+    return solve_singlestep("x0", denoise, schedule, times, x, trajectory, 1)
+
+
+def dpmpp_2s(
+    denoise: Denoise,
+    schedule: Schedule,
+    times: Any,
+    x: Start,
+    *,
+    key: Array | None = None,
+    noise: Noise | None = None,
+    trajectory: bool = False,
+    solver_type: str = "midpoint",
+    lower_order_final: bool = False,
+    order_list: Sequence[int] | None = None,
+) -> Result:
+    """DPM-Solver++(2S): steps over two intervals of `times`, the inner time being one of `times`.
+
+    Lu et al. 2022, "DPM-Solver++", algorithm 1, with r = (rise of the first interval)/h. So len(
+    times) - 1 evaluations, as with every solver here. Second order; the rest as in `dpmpp_3s`.
+
+    Raises ValueError for an unknown solver_type, a bad order_list or bad times.
+    """
+    del key, noise
+    options = (solver_type, lower_order_final, order_list)
+    return solve_singlestep(
+        "x0", denoise, schedule, times, x, trajectory, 2, *options, any_steps=True
     )
-    rows = (coefficients, draws.rows(len(steps.t)))
-    return stepping.scan_steps(update, x, _no_history(denoiser), rows, trajectory)
 
 
-def _no_history(denoiser: Denoiser) -> Callable[[Array], Any]:
-    """x -> the denoiser's carry, and a previous x0 that the first step multiplies by 0."""
-    return lambda x: (denoiser.init(x), jnp.zeros_like(x))
+def dpmpp_3s(
+    denoise: Denoise,
+    schedule: Schedule,
+    times: Any,
+    x: Start,
+    *,
+    key: Array | None = None,
+    noise: Noise | None = None,
+    trajectory: bool = False,
+    solver_type: str = "midpoint",
+    lower_order_final: bool = False,
+    order_list: Sequence[int] | None = None,
+) -> Result:
+    """DPM-Solver++(3S): steps over three intervals of `times`, both inner times being of `times`.
 
+    Lu et al. 2022, "DPM-Solver", algorithm 2, for x0. The states at the inner times are solutions
+    of order 1 and 2 from the start of the group. Groups cover three intervals of `times` each, with
+    at the end one of two or two of two for what is left over. `lower_order_final` is the published
+    rule: one interval left over is a group, and where nothing is left over the last group is
+    divided into two and one (for 2S one and one). A step to sigma_s = 0 is always of order 1.
+    `order_list` [steps] gives the order of every interval instead, such as (1, 2, 3, 1, 2, 1).
 
-def _extrapolation(steps: Steps) -> Any:
-    """h/(2 h_previous), 0 where there is no history to use."""
-    xp = steps.xp
-    rise = steps.rise
-    previous = xp.concatenate([xp.full(1, xp.inf), rise[:-1]])
-    usable = xp.isfinite(rise) & xp.isfinite(previous)
-    return xp.where(usable, 0.5 * xp.where(usable, rise, 0.0) / previous, 0.0)
+    solver_type "midpoint" needs inner times at about h/3 and 2h/3 for order 3, on which the value
+    at the first has no weight; "heun" is of order 3 for any. The group from alpha_t = 0 begins anew
+    after one step. Deterministic, key and noise unused.
+
+    Raises ValueError for an unknown solver_type, a bad order_list or bad times.
+    """
+    del key, noise
+    options = (solver_type, lower_order_final, order_list)
+    return solve_singlestep(
+        "x0", denoise, schedule, times, x, trajectory, 3, *options, any_steps=True
+    )

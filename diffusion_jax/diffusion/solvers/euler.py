@@ -1,20 +1,27 @@
-"""Euler's and Heun's methods on the probability-flow ODE (Karras et al. 2022, algorithm 1)."""
+"""Euler's method on the probability-flow ODE, with churn or ancestral noise."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import jax
 from jaxtyping import Array
 
+from diffusion_jax.diffusion.broadcasting import Number
 from diffusion_jax.diffusion.denoiser import as_denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
+from diffusion_jax.diffusion.solvers.noising import (
+    Noising,
+    ancestral_split,
+    check_eta,
+    check_noise,
+    churned,
+)
 from diffusion_jax.diffusion.solvers.stepping import Denoise, Noise, Result, Start, Steps
+from diffusion_jax.errors import ConfigError, unknown_name
 
-# From a smaller alpha/sigma the first step would span nearly all of sigma/alpha, and the mean of
-# the slopes at its ends be that of none between. EDM starts at 1/80, Stable Diffusion at 1/14.6.
-LEAST_SNR_AMPLITUDE = 1e-3
+HELD = ("eps", "x0", "v", "edm")
 
 
 def euler(
@@ -26,31 +33,61 @@ def euler(
     key: Array | None = None,
     noise: Noise | None = None,
     trajectory: bool = False,
+    s_churn: Number = 0.0,
+    s_tmin: Number = 0.0,
+    s_tmax: Number = math.inf,
+    s_noise: Number = 1.0,
+    held: str | None = None,
+    sigma_data: Number = 0.5,
 ) -> Result:
     """Euler's method for dy/du = (x - alpha x0)/sigma with y = x/alpha and u = sigma/alpha.
 
     x_s = (sigma_s/sigma_t) x_t + alpha_s (1 - e^-h) x0: the same in the coordinates x/(alpha+sigma)
     over sigma/(alpha+sigma), so that alpha_t = 0 needs no care. With an unaltered denoiser this is
     DDIM, DPM-Solver++ of order 1 and the flow-matching Euler step; a clipped x0 alters the slope
-    here, since eps of the denoiser is not used. First order; deterministic, key and noise unused.
+    here, since eps of the denoiser is not used. First order; one evaluation a step.
 
-    Raises ValueError for bad times.
+    Churn is that of Karras et al. 2022, algorithm 2: where s_tmin <= u <= s_tmax, noise of
+    s_noise times the exact standard deviation raises u by gamma = min(s_churn/steps, sqrt(2) - 1)
+    of it before the step. Without churn (the default) key and noise are unused.
+
+    `held`, for parity with libraries that add the noise after the evaluation: the denoiser sees the
+    state before the noise, and the prediction of this name ("eps", "x0", "v" at the old level, or
+    EDM's F with `sigma_data`) is kept over it. None evaluates after the noise, as the paper does.
+
+    Raises ConfigError for bad times, options out of range, an unknown `held`, churn beyond the
+    schedule, or churn without key and noise.
     """
-    del key, noise
+    if held is not None and held not in HELD:
+        raise ConfigError(unknown_name("held", held, HELD))
     x = stepping.start(x)
     denoiser = as_denoiser(denoise, schedule)
     steps = stepping.steps_of(denoiser, schedule, times)
+    churn = churned(schedule if held is None else None, steps, s_churn, s_tmin, s_tmax, s_noise)
+    draws = churn.draws("euler with s_churn > 0", x, key, noise) if s_churn else None
 
     def update(x: Array, carry: Any, row: Any) -> Any:
-        t, to_x, to_x0 = row
-        denoised, carry = denoiser.step(x, t, carry)
-        return to_x * x + to_x0 * denoised.x0, carry
+        (t, to_x, to_x0, scale, std, kept, old, new), drawn = row
+        noisy = x if draws is None else scale * x + std * draws.draw(drawn, x.shape, x.dtype)
+        denoised, carry = denoiser.step(noisy if held is None else x, t, carry)
+        x0 = denoised.x0
+        if draws is not None and held is not None:
+            x0 = kept * (x0 - old * x) + new * noisy
+        return to_x * noisy + to_x0 * x0, carry
 
-    rows = stepping.cast(x, steps.t, *_euler_coefficients(steps))
+    coefficients = stepping.cast(
+        x,
+        churn.steps.t,
+        *euler_coefficients(churn.steps),
+        churn.scale,
+        churn.std,
+        *_held_coefficients(steps, churn, held, float(sigma_data)),
+    )
+    rows = (coefficients, None if draws is None else draws.rows(len(steps.t)))
     return stepping.scan_steps(update, x, denoiser.init, rows, trajectory)
 
 
-def heun(
+def euler_ancestral(
     denoise: Denoise,
     schedule: Schedule,
     times: Any,
@@ -59,54 +96,77 @@ def heun(
     key: Array | None = None,
     noise: Noise | None = None,
     trajectory: bool = False,
+    eta: Number = 1.0,
+    s_noise: Number = 1.0,
 ) -> Result:
-    """Heun's method: an Euler step to s, then the mean of the slopes at both ends.
+    """An Euler step below s, to u_down, and noise back up to s (k-diffusion).
 
-    Integrates y = x/alpha over u = sigma/alpha. Where times[0] has alpha = 0, or below 1e-3 sigma,
-    all steps integrate y = x/(alpha+sigma) over u = sigma/(alpha+sigma) instead: for a rectified
-    flow, x over sigma with the velocity as slope. A step to sigma_s = 0 stays an Euler step. Slopes
-    are those of x0 of the denoiser. Second order; two evaluations a step; deterministic, key and
-    noise unused.
+    With u = sigma/alpha: u_up = eta u_s sqrt(1 - (u_s/u_t)^2), u_down = sqrt(u_s^2 - u_up^2). This
+    is DDIM with the same eta, but for the eps, which here is that of x0, altered or not, and for
+    `s_noise`, a factor of the noise. One evaluation and one draw a step, none on a step to
+    sigma_s = 0.
 
-    Raises ValueError for bad times.
+    Raises ConfigError for eta outside [0, 1], a negative s_noise or bad times, ValueError for
+    eta > 0 without key and noise.
     """
-    del key, noise
+    check_eta(eta)
+    check_noise(s_noise)
     x = stepping.start(x)
     denoiser = as_denoiser(denoise, schedule)
     steps = stepping.steps_of(denoiser, schedule, times)
+    kept, std = ancestral_split(steps, eta, s_noise)
+    draws = None
+    if eta > 0.0:
+        draws = stepping.draws("euler_ancestral", x, len(steps.t), key, noise, std > 0.0)
 
     def update(x: Array, carry: Any, row: Any) -> Any:
-        (t, s, to_x, to_x0, to_change), corrected = row
-        first, carry = denoiser.step(x, t, carry)
-        predicted = to_x * x + to_x0 * first.x0
+        (t, to_x, to_x0, std), drawn = row
+        denoised, carry = denoiser.step(x, t, carry)
+        x_s = to_x * x + to_x0 * denoised.x0
+        if draws is not None:
+            x_s = x_s + std * draws.draw(drawn, x.shape, x.dtype)
+        return x_s, carry
 
-        def correct(carry: Any) -> Any:
-            second, carry = denoiser.step(predicted, s, carry)
-            return predicted + to_change * (second.x0 - first.x0), carry
-
-        return jax.lax.cond(corrected, correct, lambda carry: (predicted, carry), carry)
-
-    corrected = steps.sigma_s > 0.0
-    rows = stepping.cast(x, steps.t, steps.s, *_euler_coefficients(steps), _heun_coefficient(steps))
-    return stepping.scan_steps(update, x, denoiser.init, (rows, corrected), trajectory)
+    to_x = kept * steps.sigma_ratio
+    to_x0 = steps.alpha_s * (1.0 - kept * steps.decay)
+    rows = (
+        stepping.cast(x, steps.t, to_x, to_x0, std),
+        None if draws is None else draws.rows(len(steps.t)),
+    )
+    return stepping.scan_steps(update, x, denoiser.init, rows, trajectory)
 
 
-def _euler_coefficients(steps: Steps) -> tuple[Any, Any]:
+def euler_coefficients(steps: Steps) -> tuple[Any, Any]:
+    """What multiplies x_t and x0 in an Euler step, each [steps]."""
     return steps.sigma_ratio, steps.alpha_s * (1.0 - steps.decay)
 
 
-def _heun_coefficient(steps: Steps) -> Any:
-    """What multiplies x0(x_s, s) - x0(x_t, t), the change of the prediction over the step.
+def _held_coefficients(
+    steps: Steps, churn: Noising, held: str | None, sigma_data: float
+) -> tuple[Any, Any, Any]:
+    """a, b, c of x0 = a (x0_before - b x_before) + c x_after, for a prediction kept over noise.
 
-    In coordinates x/c over sigma/c, with c either alpha or alpha + sigma, x0 enters the slope with
-    the factor -c/sigma. Both slopes share the Euler step, so that half their difference times the
-    step in sigma/c, in units of x, is c_s (c_s sigma_t / (c_t sigma_s) - 1)/2 of that change.
+    Predictions are (x0 - skip(u) x/alpha)/out(u); a = out(u_hat)/out(u) and b, c are skip/alpha
+    before and after. Libraries keep the old level in the skip of v, and its out.
     """
     xp = steps.xp
-    flow = steps.alpha_t[0] < LEAST_SNR_AMPLITUDE * steps.sigma_t[0]
-    c_t = steps.alpha_t + xp.where(flow, steps.sigma_t, 0.0)
-    c_s = steps.alpha_s + xp.where(flow, steps.sigma_s, 0.0)
-    ended = steps.sigma_s <= 0.0
-    sigma_s = xp.where(ended, 1.0, steps.sigma_s)
-    growth = c_s * steps.sigma_t / (c_t * sigma_s) - 1.0
-    return xp.where(ended, 0.0, 0.5 * c_s * growth)
+    churns = churn.std > 0.0
+    one, zero = xp.ones_like(steps.sigma_t), xp.zeros_like(steps.sigma_t)
+    if held in (None, "x0"):
+        return one, zero, zero
+    alpha = xp.where(churns, steps.alpha_t, 1.0)
+    u, u_hat = steps.sigma_t / alpha, churn.steps.sigma_t / alpha
+    if held == "eps":
+        kept, old, new = u_hat / u, one, one
+    elif held == "v":
+        kept, old = one, 1.0 / (u**2 + 1.0)
+        new = old
+    else:
+        variance, variance_hat = u**2 + sigma_data**2, u_hat**2 + sigma_data**2
+        kept = u_hat / u * xp.sqrt(variance / variance_hat)
+        old, new = sigma_data**2 / variance, sigma_data**2 / variance_hat
+    return (
+        xp.where(churns, kept, 1.0),
+        xp.where(churns, old / alpha, 0.0),
+        xp.where(churns, new / alpha, 0.0),
+    )

@@ -21,11 +21,13 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from diffusion_jax.diffusion.broadcasting import Count
 from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.processes.categorical import TokenProcess
 from diffusion_jax.diffusion.processes.protocol import Process
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.time_grids import check_times
+from diffusion_jax.errors import ConfigError
 
 Denoise = Denoiser | Callable[[Any, Any], Any]
 State = Float[Array, "batch *shape"]
@@ -89,6 +91,19 @@ def steps_of(denoiser: Denoiser, schedule: Schedule, times: Any) -> Steps:
         k = int(np.argmin(sigma[:-1] > 0.0))
         raise ValueError(f"times[{k}]={times[k]} has sigma={sigma[k]}; only the last may have 0")
     return Steps(times[:-1], times[1:], alpha[:-1], alpha[1:], sigma[:-1], sigma[1:])
+
+
+def strided(schedule: Schedule, steps: Steps, stride: Count | None) -> Steps:
+    """`steps` ending `stride` entries of the schedule's table below their start, not at the next
+    time; below the first entry, at the last time. None leaves them."""
+    if stride is None:
+        return steps
+    if stride < 1:
+        raise ConfigError(f"stride={stride}; expected 1 or more entries of the schedule's table")
+    size = schedule.num_steps
+    entries = np.round(np.asarray(steps.t) * size) - stride
+    s = np.where(entries >= 1.0, entries / size, np.asarray(steps.s)[-1])
+    return steps._replace(s=s, alpha_s=schedule.alpha(s), sigma_s=schedule.sigma(s))
 
 
 def start(x: Start) -> State:
@@ -196,6 +211,13 @@ def scan_steps(
     The first history is init(x). Both see `x` in `state_dtype`; it is returned, like `states`
     [steps + 1, ...], in its own type.
     """
+    return scan_history(update, x, init, rows, trajectory)[0]
+
+
+def scan_history(
+    update: Callable, x: Any, init: Callable[[Any], Any], rows: Any, trajectory: bool
+) -> tuple[Any, Any]:
+    """`scan_steps`, and the last history."""
     dtype = x.dtype
     first = x.astype(state_dtype(x))
 
@@ -204,11 +226,11 @@ def scan_steps(
         state = state.astype(carry[0].dtype)
         return (state, history), (state.astype(dtype) if trajectory else None)
 
-    (final, _), states = jax.lax.scan(body, (first, init(first)), rows)
+    (final, history), states = jax.lax.scan(body, (first, init(first)), rows)
     final = final.astype(dtype)
     if not trajectory:
-        return final
-    return final, jnp.concatenate([x[None], states])
+        return final, history
+    return (final, jnp.concatenate([x[None], states])), history
 
 
 def cast(x: State | Tokens, *coefficients: Any) -> tuple[Array, ...]:

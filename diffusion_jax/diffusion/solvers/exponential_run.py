@@ -1,0 +1,204 @@
+"""The scan over a plan of an exponential integrator, and the solvers that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from diffusion_jax.diffusion.broadcasting import Count
+from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
+from diffusion_jax.diffusion.schedule_base import Schedule
+from diffusion_jax.diffusion.solvers import stepping
+from diffusion_jax.diffusion.solvers.exponential import direct
+from diffusion_jax.diffusion.solvers.exponential_plans import (
+    Plan,
+    Rules,
+    check_order,
+    check_order_list,
+    check_type,
+    corrector,
+    multistep,
+    order_list,
+    singlestep,
+)
+from diffusion_jax.diffusion.solvers.stepping import (
+    Denoise,
+    Draws,
+    Noise,
+    Result,
+    Start,
+    State,
+    Steps,
+)
+
+
+def solve_multistep(
+    form: str,
+    denoise: Denoise,
+    schedule: Schedule,
+    times: Any,
+    x: Start,
+    trajectory: bool,
+    order: Count | None,
+    rules: Rules,
+    *,
+    any_steps: bool = False,
+) -> Result:
+    """A deterministic multistep method; with `any_steps` also on fewer steps than `order`."""
+    check_type(rules.solver_type)
+    x = stepping.start(x)
+    denoiser = as_denoiser(denoise, schedule)
+    steps = stepping.steps_of(denoiser, schedule, times)
+    count = len(steps.t)
+    order = check_order(order, max(count, 3) if any_steps else count)
+    if rules.corrected_start and order == 3:
+        first = np.arange(count) == 0
+        return run_corrected(form, denoiser, steps, x, order, rules, first, trajectory)
+    return run_plan(form, denoiser, steps, x, multistep(form, steps, order, rules), trajectory)
+
+
+def solve_sde(
+    form: str,
+    solver: str,
+    denoise: Denoise,
+    schedule: Schedule,
+    times: Any,
+    x: Start,
+    key: Array | None,
+    noise: Noise | None,
+    trajectory: bool,
+    order: Count | None,
+    rules: Rules,
+) -> Result:
+    """A stochastic multistep method, called `solver` in errors."""
+    check_type(rules.solver_type)
+    x = stepping.start(x)
+    denoiser = as_denoiser(denoise, schedule)
+    steps = stepping.steps_of(denoiser, schedule, times)
+    order = check_order(order, len(steps.t), 2 if form == "sde_eps" else 3)
+    if form == "sde_x0":
+        std = steps.sigma_s * steps.xp.sqrt(steps.xp.maximum(steps.fresh, 0.0))
+    else:
+        xp, finite = steps.xp, direct(form, steps)
+        grown = steps.alpha_s * steps.sigma_t / xp.where(finite, steps.alpha_t, 1.0)
+        variance = (grown - steps.sigma_s) * (grown + steps.sigma_s)
+        std = xp.where(finite, xp.sqrt(xp.maximum(variance, 0.0)), steps.sigma_s)
+    draws = stepping.draws(solver, x, len(steps.t), key, noise, std > 0.0)
+    plan = multistep(form, steps, order, rules)
+    return run_plan(form, denoiser, steps, x, plan, trajectory, std, draws)
+
+
+def solve_singlestep(
+    form: str,
+    denoise: Denoise,
+    schedule: Schedule,
+    times: Any,
+    x: Start,
+    trajectory: bool,
+    order: Count | None,
+    solver_type: str = "midpoint",
+    lower_order_final: bool = False,
+    orders: Sequence[int] | None = None,
+    *,
+    any_steps: bool = False,
+) -> Result:
+    """A deterministic single-step method; with `any_steps` also on fewer steps than `order`."""
+    check_type(solver_type)
+    x = stepping.start(x)
+    denoiser = as_denoiser(denoise, schedule)
+    steps = stepping.steps_of(denoiser, schedule, times)
+    count = len(steps.t)
+    if orders is None:
+        order = check_order(order, max(count, 3) if any_steps else count)
+        listed = order_list(order, count, lower_order_final)
+    else:
+        listed = check_order_list(orders, count)
+    plan = singlestep(form, steps, listed, solver_type)
+    return run_plan(form, denoiser, steps, x, plan, trajectory)
+
+
+def run_plan(
+    form: str,
+    denoiser: Denoiser,
+    steps: Steps,
+    x: State,
+    plan: Plan,
+    trajectory: bool,
+    std: Any = None,
+    draws: Draws | None = None,
+) -> Result:
+    """The scan over a plan, with `std` [steps] times the draws added."""
+
+    def update(x: Array, history: Any, row: Any) -> Any:
+        (t, to_x, to_m, std, *levels), restart, drawn = row
+        carry, base, past = history
+        denoised, carry = denoiser.step(x, t, carry)
+        values = (predicted(x, denoised.x0, levels), *past)
+        base = x if restart is None else jnp.where(restart, x, base)
+        x_s = to_x * base + sum(to_m[j] * value for j, value in enumerate(values))
+        if levels:
+            x_s = x_s + levels[-1] * denoised.x0
+        if draws is not None:
+            x_s = x_s + std * draws.draw(drawn, x.shape, x.dtype)
+        return x_s, (carry, base if restart is not None else None, values[:-1])
+
+    def init(x: Array) -> Any:
+        past = (jnp.zeros_like(x),) * (plan.to_m.shape[-1] - 1)
+        return denoiser.init(x), x if plan.restart is not None else None, past
+
+    noise_level = 0.0 * steps.sigma_s if std is None else std
+    rows = stepping.cast(x, steps.t, plan.to_x, plan.to_m, noise_level, *levels_of(form, steps))
+    drawn = None if draws is None else draws.rows(len(steps.t))
+    return stepping.scan_steps(update, x, init, (rows, plan.restart, drawn), trajectory)
+
+
+def run_corrected(
+    form: str,
+    denoiser: Denoiser,
+    steps: Steps,
+    x: State,
+    order: int,
+    rules: Rules,
+    asked: np.ndarray,
+    trajectory: bool,
+) -> Result:
+    """The scan of UniPC: multistep, and the results of the steps `asked` [steps] corrected once the
+    denoiser has seen them. The states are those that it sees."""
+    plan = multistep(form, steps, order, rules)
+    correction, possible = corrector(form, steps, order, rules)
+    corrected = possible & np.concatenate([[False], asked[:-1]])
+
+    def update(x: Array, history: Any, row: Any) -> Any:
+        (t, to_x, to_m, again_x, again_m, *levels), corrected = row
+        carry, start, past = history
+        denoised, carry = denoiser.step(x, t, carry)
+        values = (predicted(x, denoised.x0, levels), *past)
+        again = again_x * start + sum(again_m[j] * value for j, value in enumerate(values))
+        x = jnp.where(corrected, again, x)
+        x_s = to_x * x + sum(to_m[j] * value for j, value in enumerate(values[:order]))
+        if levels:
+            x_s = x_s + levels[-1] * denoised.x0
+        return x_s, (carry, x, values[:order])
+
+    def init(x: Array) -> Any:
+        return denoiser.init(x), x, (jnp.zeros_like(x),) * order
+
+    rows = stepping.cast(x, steps.t, *plan[:2], *correction[:2], *levels_of(form, steps))
+    return stepping.scan_steps(update, x, init, (rows, corrected), trajectory)
+
+
+def levels_of(form: str, steps: Steps) -> tuple[Any, ...]:
+    """What `predicted` needs for eps, and what multiplies x0 on a step that is not `direct`."""
+    if form in ("x0", "sde_x0"):
+        return ()
+    alpha_s = steps.xp.where(direct(form, steps), 0.0, steps.alpha_s)
+    return steps.alpha_t, steps.sigma_t, alpha_s
+
+
+def predicted(x: Array, x0: Array, levels: Sequence[Array]) -> Array:
+    """m: x0, or the eps that goes with it, so that an x0 that was clipped counts."""
+    return (x - levels[0] * x0) / levels[1] if levels else x0

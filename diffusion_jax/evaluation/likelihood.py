@@ -1,0 +1,315 @@
+"""-log p of a trained model on data, in bits per dimension, with its standard error.
+
+Three methods (`diffusion.likelihood`):
+
+    continuous  the bound in continuous time, of Gaussian processes; an image's last step is over
+                the values that a pixel may have
+    discrete    the bound over the steps of a grid, of any process
+    flow        the probability-flow ODE of Gaussian processes
+
+The latter two tell a density: images are dequantised, by uniform noise in the cell of each value,
+which makes a bound on the probability of it, tighter by more draws of the noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.diffusion import likelihood, time_grids
+from diffusion_jax.diffusion.denoiser import Denoiser
+from diffusion_jax.diffusion.likelihood import Estimate
+from diffusion_jax.diffusion.processes import with_kernels
+from diffusion_jax.diffusion.schedules import Learned, Table
+from diffusion_jax.diffusion.solvers.stepping import example_keys
+from diffusion_jax.errors import ConfigError, unknown_name
+from diffusion_jax.evaluation.bound import BOUND_STREAM
+from diffusion_jax.parallel.arrays import gather
+
+PyTree = Any
+METHODS = ("continuous", "discrete", "flow")
+CLEAN_LOGSNR = 13.3
+"""Where the data are decoded, nats, unless the schedule says: noise of a sixth of a pixel's step
+(Kingma et al. 2021)."""
+NOISY_LOGSNR = -12.0
+"""Where equal steps in logsnr begin for a schedule with alpha(1) = 0; one more step leads there."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LikelihoodOptions:
+    """How the likelihood is estimated.
+
+    Attributes:
+        method: "continuous", "discrete" or "flow".
+        steps: of "discrete", equal in t, and "flow", equal in logsnr.
+        draws: noise levels an example ("continuous"), draws of the dequantising noise ("flow").
+        first_time: where the data stand in "continuous" and "flow"; None for that of the schedule.
+        levels: values of a pixel, in equal steps over the range of the data; None finds them in
+            the data, 0 takes images for a density.
+        proposal, spread: of "continuous": see `diffusion.likelihood.continuous`.
+        trace, probes, solver: of "flow": see `diffusion.likelihood.flow`.
+        seed: of all draws.
+    """
+
+    method: str = "continuous"
+    steps: int = 100
+    draws: int = 1
+    first_time: float | None = None
+    levels: int | None = None
+    proposal: str = "gaussian"
+    spread: str = "stratified"
+    trace: str = "rademacher"
+    probes: int = 1
+    solver: str = "rk4"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        known = {
+            "method": METHODS,
+            "proposal": likelihood.PROPOSALS,
+            "spread": likelihood.SPREADS,
+            "trace": likelihood.TRACES,
+            "solver": likelihood.FLOW_METHODS,
+        }
+        for name, names in known.items():
+            if getattr(self, name) not in names:
+                raise ConfigError(unknown_name(name, getattr(self, name), names))
+        for name in ("steps", "draws", "probes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.levels is not None and (self.levels < 0 or self.levels == 1):
+            raise ConfigError(f"levels={self.levels}: expected 2 or more, or 0 for a density")
+        if self.first_time is not None and not 0.0 < self.first_time < 1.0:
+            raise ConfigError(f"first_time={self.first_time}: expected a time between 0 and 1")
+        if self.draws > 1 and self.method == "discrete":
+            raise ConfigError(f"draws={self.draws}: the method 'discrete' draws once; expected 1")
+
+
+class Likelihood(NamedTuple):
+    """What was found, each number a mean over examples with its standard error.
+
+    Attributes:
+        bits_per_dim: -log2 p an element of an example.
+        bits: -log2 p an example.
+        terms: of a bound: prior, steps or diffusion and reconstruction; bits per dimension.
+        levels: values that a pixel has; 0 where p is a density.
+        method: that was used.
+    """
+
+    bits_per_dim: Estimate
+    bits: Estimate
+    terms: dict[str, Estimate]
+    levels: int
+    method: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LikelihoodEvaluator:
+    """Estimates -log p of batches.
+
+    Attributes:
+        denoiser: `(params, conditioning) -> Denoiser`.
+        process_of: `params -> process`.
+        spec: of the data: shape, kind and range.
+        conditions: names of the conditioning that the network reads; p is given these.
+        sigma_data: about the standard deviation of the data, for the proposal "gaussian".
+        options: how.
+        mesh: on which the batches lie.
+    """
+
+    denoiser: Callable[[PyTree, Mapping[str, Any]], Denoiser]
+    process_of: Callable[[PyTree], Any]
+    spec: Any
+    conditions: tuple[str, ...]
+    options: LikelihoodOptions
+    mesh: Any
+    sigma_data: float = 0.5
+
+    def __call__(
+        self, params: PyTree, batches: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]
+    ) -> Likelihood:
+        """Over all real examples of padded batches, each (as on the host, on the mesh).
+
+        Raises:
+            ConfigError: the method cannot do this process or these data.
+        """
+        process = self._host_process(params)
+        found: dict[str, list[np.ndarray]] = {}
+        program, levels = None, self.options.levels
+        for number, (local, batch) in enumerate(batches):
+            if program is None:
+                levels = self._levels(np.asarray(local["x"]))
+                program = jax.jit(functools.partial(self._nats, process, levels))
+            self._check_levels(np.asarray(local["x"]), levels or 0)
+            with jax.set_mesh(self.mesh):
+                nats = gather(program(params, batch, jnp.uint32(number)))
+            real = gather(batch["mask"])
+            for name, values in nats.items():
+                found.setdefault(name, []).append(values[real])
+        if not found:
+            raise ConfigError("no examples: expected at least one")
+        return self._result({name: np.concatenate(parts) for name, parts in found.items()}, levels)
+
+    def _result(self, nats: Mapping[str, np.ndarray], levels: int | None) -> Likelihood:
+        dimensions = math.prod(self.spec.shape)
+        terms = {
+            name: likelihood.bits_per_dim(likelihood.estimate(values), dimensions)
+            for name, values in nats.items()
+        }
+        whole = terms.pop("total")
+        return Likelihood(
+            bits_per_dim=whole,
+            bits=whole.scaled(dimensions),
+            terms=terms,
+            levels=levels or 0,
+            method=self.options.method,
+        )
+
+    def _host_process(self, params: PyTree) -> Any:
+        """The process as constants: a learned schedule is one by now."""
+        process = self.process_of(params)
+        schedule = getattr(process, "schedule", None)
+        if schedule is None and self.options.method != "discrete":
+            raise ConfigError(
+                f"method={self.options.method!r}: this process is not Gaussian; expected 'discrete'"
+            )
+        if not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(schedule)):
+            return process
+        constant = jax.tree.map(lambda a: np.asarray(a, np.float64), schedule)
+        return dataclasses.replace(process, schedule=constant)
+
+    def _levels(self, x: np.ndarray) -> int:
+        """The number of values that a pixel has; 0 for other data."""
+        if self.spec.kind != "image":
+            if self.options.levels:
+                raise ConfigError(
+                    f"levels={self.options.levels}: {self.spec.kind} have no pixels; expected None"
+                )
+            return 0
+        if self.options.levels is not None:
+            return self.options.levels
+        values = np.unique(x[:64])
+        for count in range(2, 257):
+            if _on_grid(values, count, self.spec.range):
+                return count
+        raise ConfigError(
+            "levels=None: the pixels are not on 2 to 256 values in equal steps; expected their "
+            "number, or 0 for a density"
+        )
+
+    def _check_levels(self, x: np.ndarray, levels: int) -> None:
+        if levels and not _on_grid(x, levels, self.spec.range):
+            how = "found in the first batch" if self.options.levels is None else "given"
+            raise ConfigError(
+                f"levels={levels} ({how}): some pixels lie between them; expected their number, "
+                "such as 256, or 0 for a density"
+            )
+
+    def _nats(self, process: Any, levels: int, params: PyTree, batch: Any, number: Any) -> Any:
+        """-log p [batch] as `total`, and the terms of a bound."""
+        x0, options = batch["x"], self.options
+        root = jax.random.fold_in(jax.random.key(options.seed), BOUND_STREAM)
+        index = number * len(x0) + jnp.arange(len(x0))
+        keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(index)
+        given = batch.get("conditioning", {})
+        denoise = self.denoiser(params, {name: given[name] for name in self.conditions})
+        method: Any = {
+            "continuous": self._continuous,
+            "discrete": self._discrete,
+            "flow": self._flow,
+        }[options.method]
+        return method(denoise, process, x0, keys, levels)
+
+    def _continuous(self, denoise: Denoiser, process: Any, x0: Any, keys: Any, levels: int) -> Any:
+        options = self.options
+        decoder = likelihood.Pixels(levels, *self.spec.range) if levels else likelihood.Density()
+        bound = likelihood.continuous_bound(
+            denoise,
+            process.schedule,
+            x0,
+            key=keys,
+            first_time=self._first_time(process.schedule),
+            draws=options.draws,
+            spread=options.spread,
+            proposal=options.proposal,
+            sigma_data=self.sigma_data,
+            decoder=decoder,
+        )
+        parts = bound._replace(diffusion=bound.diffusion.mean(0))._asdict()
+        return {"total": bound.total, **parts}
+
+    def _discrete(self, denoise: Denoiser, process: Any, x0: Any, keys: Any, levels: int) -> Any:
+        pairs = jax.vmap(jax.random.split)(keys)
+        offset = 0.0
+        if levels:
+            width = likelihood.bin_width(levels, *self.spec.range)
+            x0 = likelihood.dequantise(x0, pairs[:, 0], width)
+            offset = -math.prod(self.spec.shape) * math.log(width)
+        times = time_grids.uniform(self.options.steps)
+        process, asked = with_kernels(process, denoise)
+        bound = likelihood.variational_bound(asked, process, times, x0, key=pairs[:, 1])
+        last = bound.steps[-1] + offset
+        return {
+            "total": bound.total + offset,
+            "prior": bound.prior,
+            "steps": bound.steps[:-1].sum(0),
+            "reconstruction": last,
+        }
+
+    def _flow(self, denoise: Denoiser, process: Any, x0: Any, keys: Any, levels: int) -> Any:
+        options, schedule = self.options, process.schedule
+        times = self._flow_times(schedule)
+        scale = float(schedule.alpha(times[-1]))
+
+        def log_density(x: Any, keys: Any) -> Any:
+            # The state at the first time, its noise being far below what the data resolve.
+            found = likelihood.flow_log_density(
+                denoise,
+                schedule,
+                times,
+                scale * x,
+                key=keys,
+                trace=options.trace,
+                probes=options.probes,
+                method=options.solver,
+            ).log_density
+            return found + math.prod(self.spec.shape) * math.log(scale)
+
+        if not levels:
+            return {"total": -log_density(x0, example_keys(keys, len(x0)))}
+        width = likelihood.bin_width(levels, *self.spec.range)
+        log_p = likelihood.dequantised_log_probability(
+            log_density, x0, key=keys, width=width, draws=options.draws
+        )
+        return {"total": -log_p}
+
+    def _first_time(self, schedule: Any) -> float:
+        if self.options.first_time is not None:
+            return self.options.first_time
+        if isinstance(schedule, Learned):
+            return schedule.t_min
+        if isinstance(schedule, Table):
+            return 1.0 / schedule.num_steps
+        return float(schedule.t_from_logsnr(CLEAN_LOGSNR))
+
+    def _flow_times(self, schedule: Any) -> np.ndarray:
+        first = self._first_time(schedule)
+        if schedule.alpha(1.0) > 0.0:
+            return time_grids.uniform_logsnr(schedule, self.options.steps, 1.0, first)
+        top = float(schedule.t_from_logsnr(NOISY_LOGSNR))
+        inner = time_grids.uniform_logsnr(schedule, max(self.options.steps - 1, 1), top, first)
+        return np.concatenate([[1.0], inner])
+
+
+def _on_grid(x: np.ndarray, count: int, ends: tuple[float, float]) -> bool:
+    """Whether all values are among `count` in equal steps between the ends."""
+    steps = (np.asarray(x, np.float64) - ends[0]) / (ends[1] - ends[0]) * (count - 1)
+    inside = (steps > -1e-3) & (steps < count - 1 + 1e-3)
+    return bool((inside & (np.abs(steps - np.rint(steps)) < 1e-3)).all())

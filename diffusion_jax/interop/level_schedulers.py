@@ -1,0 +1,249 @@
+"""Schedulers of k-diffusion that step between noise levels: Euler, Heun, DPM2, LMS.
+
+They keep x0 + (sigma / alpha) eps and hand the network alpha times that, our state. Levels and
+timesteps are two arrays: levels between those of the table have fractional timesteps, and some
+classes round these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.interop.discrete_schedulers import restriction
+from diffusion_jax.interop.level_grids import falling, times_at, vp_levels
+from diffusion_jax.interop.scheduler_config import SchedulerConfig
+from diffusion_jax.interop.scheduler_plan import SchedulerPlan
+from diffusion_jax.interop.scheduler_tables import (
+    SPACINGS,
+    almost_zero,
+    alphabars,
+    as_table,
+    level_of,
+    respaced,
+    timestep_of,
+)
+
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
+_WITH_SAMPLE = {**PREDICTIONS, "sample": "x0", "original_sample": "x0"}
+
+Arguments = Mapping[str, Any]
+
+
+def euler(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> SchedulerPlan:
+    """Euler, with churn as diffusers adds it: after the network has been evaluated."""
+    products = almost_zero(alphabars(config), config)
+    if arguments.get("sigmas") is not None:
+        levels = np.asarray(arguments["sigmas"], np.float32)
+        timesteps = timestep_of(levels[:-1], np.log(level_of(products)))
+    else:
+        levels, timesteps = _euler_grid(config, steps, arguments, products)
+    if config.choose("timestep_type", ("discrete", "continuous")) == "continuous" and (
+        config["prediction_type"] == "v_prediction"
+    ):
+        timesteps = 0.25 * np.log(levels[:-1])
+    # The grid of log-linear levels has one more than it has steps, and ends before the last.
+    counted = len(levels) - 1
+    levels = levels[: len(timesteps) + 1]
+    begin = int(arguments.get("begin_index", 0))
+    prediction = _WITH_SAMPLE[config.choose("prediction_type", _WITH_SAMPLE)]
+    options, draws = churn(levels[begin:], counted, arguments, held=prediction)
+    return _plan(
+        config,
+        products,
+        levels,
+        timesteps,
+        begin=begin,
+        prediction=prediction,
+        solver="euler",
+        options=options,
+        draws=draws,
+    )
+
+
+def churn(
+    levels: np.ndarray, counted: int, arguments: Arguments, **held: Any
+) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """The options of `euler`, and the draws of diffusers, whose s_churn is over `counted` steps."""
+    steps = len(levels) - 1
+    s_churn = float(arguments.get("s_churn", 0.0)) * steps / counted
+    if s_churn == 0.0:
+        return {}, (0,) * steps
+    low, high = float(arguments.get("s_tmin", 0.0)), float(arguments.get("s_tmax", np.inf))
+    noise = {"s_noise": float(arguments.get("s_noise", 1.0))}
+    options = {"s_churn": s_churn, "s_tmin": low, "s_tmax": high, **noise, **held}
+    return options, tuple(int(low <= level <= high) for level in levels[:-1])
+
+
+def _euler_grid(
+    config: SchedulerConfig, steps: int | None, arguments: Arguments, products: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Levels, with the last, and timesteps."""
+    table = level_of(products)
+    timesteps = spaced(config, steps, arguments)
+    steps = len(timesteps)
+    levels = np.interp(timesteps, np.arange(len(table)), table)
+    if config.choose("interpolation_type", ("linear", "log_linear")) == "log_linear":
+        high, low = np.log(table[-1]), np.log(table[0])
+        levels = np.exp(np.linspace(high, low, steps + 1, dtype=np.float32))
+    elsewhere = respaced(config, levels, steps)
+    if elsewhere is not None:
+        levels, timesteps = elsewhere, timestep_of(elsewhere, np.log(table))
+    final = {"zero": 0.0, "sigma_min": table[0]}
+    last = final[config.choose("final_sigmas_type", final)]
+    return np.append(levels, last).astype(np.float32), timesteps
+
+
+def euler_ancestral(
+    config: SchedulerConfig, steps: int | None, arguments: Arguments
+) -> SchedulerPlan:
+    """Euler's ancestral method."""
+    products = almost_zero(alphabars(config), config)
+    levels, timesteps = _grid(config, steps, arguments, products)
+    begin = int(arguments.get("begin_index", 0))
+    return _plan(
+        config,
+        products,
+        levels,
+        timesteps,
+        begin=begin,
+        solver="euler_ancestral",
+        options={},
+        draws=(1,) * (len(timesteps) - begin),
+    )
+
+
+def lms(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> SchedulerPlan:
+    """The linear multistep method; `order` is 4 unless given."""
+    products = alphabars(config)
+    levels, timesteps = _grid(config, steps, arguments, products)
+    choices = {**PREDICTIONS, "sample": "x0"}
+    return _plan(
+        config,
+        products,
+        levels,
+        timesteps,
+        prediction=choices[config.choose("prediction_type", choices)],
+        solver="lms",
+        options={"order": min(int(arguments.get("order", 4)), len(timesteps))},
+        draws=(0,) * len(timesteps),
+    )
+
+
+def heun(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> SchedulerPlan:
+    """Heun's method: the network sees every level but the first twice."""
+    products = alphabars(config)
+    levels, timesteps = _grid(config, steps, arguments, products)
+    choices = {**PREDICTIONS, "sample": "x0"}
+    return _plan(
+        config,
+        products,
+        levels,
+        np.append(timesteps[:1], np.repeat(timesteps[1:], 2)),
+        evaluated=np.append(levels[:1], np.repeat(levels[1:-1], 2)),
+        prediction=choices[config.choose("prediction_type", choices)],
+        solver="heun",
+        options={"coordinates": "sigma"},
+        draws=(0,) * len(timesteps),
+    )
+
+
+def kdpm2(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> SchedulerPlan:
+    """DPM-Solver-2 of Karras et al., and its ancestral form: a level within every step."""
+    products = alphabars(config)
+    levels, timesteps = _grid(config, steps, arguments, products)
+    ancestral = config.class_name == "KDPM2AncestralDiscreteScheduler"
+    exact = levels.astype(np.float64)
+    # The lower level of an ancestral step is u_s^2 / u_t: halfway down to it is u_s itself.
+    inner = exact[1:-1] if ancestral else np.sqrt(exact[:-2] * exact[1:-1])
+    if config["use_karras_sigmas"]:
+        timesteps = timesteps.round()
+    between = timestep_of(inner, np.log(level_of(products)))
+    pairs = np.stack([between, timesteps[1:]], 1).ravel()
+    return _plan(
+        config,
+        products,
+        levels,
+        np.append(timesteps[:1], pairs),
+        evaluated=np.append(exact[:1], np.stack([inner, exact[1:-1]], 1).ravel()),
+        noised_at=np.append(exact[:1], np.repeat(exact[1:-1], 2)),
+        solver="kdpm2_ancestral" if ancestral else "kdpm2",
+        options={},
+        draws=(int(ancestral),) * (len(exact) - 2) + (0,),
+    )
+
+
+def spaced(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> np.ndarray:
+    """Timesteps in single precision, falling; those of even spacing need not be whole."""
+    if arguments.get("timesteps") is not None:
+        return np.asarray(arguments["timesteps"], np.float32)
+    size = int(config["num_train_timesteps"])
+    if steps is None or not 1 <= steps <= size:
+        raise config.refuse_argument("steps", steps, f"a number from 1 to {size}")
+    match config.choose("timestep_spacing", SPACINGS):
+        case "linspace":
+            return np.linspace(0, size - 1, steps, dtype=np.float32)[::-1]
+        case "leading":
+            return np.arange(steps)[::-1].astype(np.float32) * (size // steps) + np.float32(
+                config["steps_offset"]
+            )
+        case _:
+            return np.arange(size, 0, -size / steps).round().astype(np.float32) - 1.0
+
+
+def _grid(
+    config: SchedulerConfig, steps: int | None, arguments: Arguments, products: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Levels, with 0 at the end, and timesteps."""
+    table = level_of(products)
+    timesteps = spaced(config, steps, arguments)
+    levels = np.interp(timesteps, np.arange(len(table)), table)
+    elsewhere = respaced(config, levels, len(timesteps)) if "use_karras_sigmas" in config else None
+    if elsewhere is not None:
+        levels, timesteps = elsewhere, timestep_of(elsewhere, np.log(table))
+    return np.append(levels, 0.0).astype(np.float32), timesteps
+
+
+def _plan(
+    config: SchedulerConfig,
+    products: np.ndarray,
+    levels: np.ndarray,
+    timesteps: np.ndarray,
+    *,
+    begin: int = 0,
+    evaluated: np.ndarray | None = None,
+    noised_at: np.ndarray | None = None,
+    prediction: str | None = None,
+    **fields: Any,
+) -> SchedulerPlan:
+    """The plan over `levels` [N + 1]; those evaluated are its first N unless given."""
+    schedule = as_table(products)
+    alphas, sigmas = vp_levels(levels[:-1] if evaluated is None else evaluated)
+    noised = alphas, sigmas
+    if noised_at is not None:
+        noised = vp_levels(noised_at)
+    noised_timesteps = np.asarray(timesteps, np.float64)
+    # Pure noise has the level itself as its standard deviation, or that of the state.
+    top = float(levels.max())
+    even = config["timestep_spacing"] in ("linspace", "trailing")
+    scale = top / (1.0 + top**2) ** 0.5 if even else 1.0
+    levels = falling(levels[begin:])
+    if prediction is None:
+        prediction = PREDICTIONS[config.choose("prediction_type", PREDICTIONS)]
+    return SchedulerPlan(
+        scheduler=config.class_name,
+        schedule=schedule,
+        times=times_at(schedule, *vp_levels(levels)),
+        timesteps=noised_timesteps[begin:],
+        alphas=alphas[begin:],
+        sigmas=sigmas[begin:],
+        prediction=prediction,
+        initial_scale=scale,
+        noised=(noised_timesteps, *noised),
+        keeps_variance=False,
+        integer_timesteps=False,
+        **restriction(config),
+        **fields,
+    )

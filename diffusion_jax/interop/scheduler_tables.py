@@ -1,0 +1,146 @@
+"""The tables of diffusers' schedulers: cumulative products, timesteps and noise levels.
+
+A published checkpoint was trained with single-precision tables, so that the rounding of betas and
+of their products is part of its schedule; it is repeated here. Noise levels are sigma / alpha.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.special import betaincinv
+
+from diffusion_jax.diffusion.beta_tables import Table, cosine_betas, table
+from diffusion_jax.interop.scheduler_config import SchedulerConfig
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+SPACINGS = ("linspace", "leading", "trailing")
+
+# What stands for the squared signal factor 0 where a scheduler divides by it.
+_ALMOST_ZERO = 2.0**-24
+
+
+def alphabars(config: SchedulerConfig) -> np.ndarray:
+    """[T], cumulative products of 1 - beta, each rounded to single precision."""
+    return _products(betas_of(config))
+
+
+def almost_zero(products: np.ndarray, config: SchedulerConfig) -> np.ndarray:
+    """`alphabars`, the last of them 2^-24 where zero terminal SNR is asked for."""
+    if not config.get("rescale_betas_zero_snr"):
+        return products
+    return np.append(products[:-1], np.float32(_ALMOST_ZERO))
+
+
+def as_table(products: np.ndarray) -> Table:
+    """The schedule with these squared signal factors at t = (i + 1) / T."""
+    products = np.asarray(products, np.float64)
+    return table(1.0 - products / np.concatenate([[1.0], products[:-1]]))
+
+
+def level_of(products: np.ndarray) -> np.ndarray:
+    """sigma / alpha in single precision."""
+    return ((np.float32(1.0) - products) / products) ** np.float32(0.5)
+
+
+def betas_of(config: SchedulerConfig) -> np.ndarray:
+    """[T], betas in single precision."""
+    betas = _plain_betas(config)
+    return _zero_terminal(betas) if config.get("rescale_betas_zero_snr") else betas
+
+
+def _plain_betas(config: SchedulerConfig) -> np.ndarray:
+    count = int(config["num_train_timesteps"])
+    if config.get("trained_betas") is not None:
+        return np.asarray(config["trained_betas"], np.float32)
+    names = {
+        "DDPMScheduler": (*BETA_SCHEDULES, "laplace", "sigmoid"),
+        "HeunDiscreteScheduler": (*BETA_SCHEDULES, "exp"),
+        "UnCLIPScheduler": ("squaredcos_cap_v2",),
+    }.get(config.class_name, BETA_SCHEDULES)
+    name = config.choose("beta_schedule", names)
+    if name == "squaredcos_cap_v2":
+        return cosine_betas(count).astype(np.float32)
+    if name in ("laplace", "exp"):
+        return _decaying(name, count)
+    start, end = config["beta_start"], config["beta_end"]
+    if name == "linear":
+        return _spread(start, end, count)
+    if name == "scaled_linear":
+        return _spread(start**0.5, end**0.5, count) ** 2
+    logistic = np.float32(1.0) / (np.float32(1.0) + np.exp(-_spread(-6.0, 6.0, count)))
+    return logistic * np.float32(end - start) + np.float32(start)
+
+
+def _decaying(name: str, count: int) -> np.ndarray:
+    """Betas whose products follow a Laplace distribution's tail or exp(-12 t), none above 0.999."""
+    times = np.arange(count + 1) / count
+    if name == "exp":
+        product = np.exp(-12.0 * times)
+    else:
+        offset = 0.5 - times
+        logsnr = -0.5 * np.copysign(1.0, offset) * np.log(1.0 - 2.0 * np.abs(offset) + 1e-6)
+        product = np.sqrt(1.0 / (1.0 + np.exp(-logsnr)))
+    return np.minimum(1.0 - product[1:] / product[:-1], 0.999).astype(np.float32)
+
+
+def _spread(start: float, end: float, count: int) -> np.ndarray:
+    """Evenly spread single-precision numbers, each counted from the nearer end."""
+    first, last = np.float32(start), np.float32(end)
+    width = (last - first) / np.float32(max(count - 1, 1))
+    index = np.arange(count, dtype=np.float32)
+    rising, falling = first + width * index, last - width * index[::-1]
+    return np.where(np.arange(count) < count // 2, rising, falling).astype(np.float32)
+
+
+def _products(betas: np.ndarray) -> np.ndarray:
+    kept = (np.float32(1.0) - betas).astype(np.float64)
+    return np.cumprod(kept).astype(np.float32)
+
+
+def _zero_terminal(betas: np.ndarray) -> np.ndarray:
+    """Lin et al. 2023, algorithm 1, in single precision."""
+    alphas = np.sqrt(_products(betas))
+    first, last = alphas[0], alphas[-1]
+    products = ((alphas - last) * (first / (first - last))) ** 2
+    return np.float32(1.0) - np.concatenate([products[:1], products[1:] / products[:-1]])
+
+
+def karras(low: float, high: float, steps: int, rho: float = 7.0) -> np.ndarray:
+    """Levels from high to low, equally spaced in their power 1 / rho."""
+    ramp = np.linspace(0, 1, steps)
+    return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+
+
+def exponential(low: float, high: float, steps: int) -> np.ndarray:
+    """Levels from high to low, equally spaced in their logarithm."""
+    return np.exp(np.linspace(np.log(high), np.log(low), steps))
+
+
+def beta_distributed(low: float, high: float, steps: int) -> np.ndarray:
+    """Levels from high to low at the quantiles of a beta distribution (Lee et al. 2024)."""
+    return low + betaincinv(0.6, 0.6, 1.0 - np.linspace(0, 1, steps)) * (high - low)
+
+
+def respaced(config: SchedulerConfig, levels: np.ndarray, steps: int) -> np.ndarray | None:
+    """Levels between the ends of `levels`, highest first, as the config asks; None if it does not.
+
+    `sigma_min` and `sigma_max` of the config, where the class has them, are the ends instead.
+    """
+    asked = [name for name in ("karras", "exponential", "beta") if config[f"use_{name}_sigmas"]]
+    if len(asked) > 1:
+        raise config.refuse(f"use_{asked[1]}_sigmas", [f"False beside use_{asked[0]}_sigmas"])
+    if not asked:
+        return None
+    low, high = config.get("sigma_min"), config.get("sigma_max")
+    low = float(levels[-1]) if low is None else low
+    high = float(levels[0]) if high is None else high
+    spread = {"karras": karras, "exponential": exponential, "beta": beta_distributed}[asked[0]]
+    return spread(low, high, steps)
+
+
+def timestep_of(levels: Any, log_table: np.ndarray) -> np.ndarray:
+    """Timesteps, fractional, at which a table of log levels, rising, has these levels."""
+    logs = np.log(np.maximum(levels, 1e-10))
+    return np.interp(logs, log_table, np.arange(len(log_table)))

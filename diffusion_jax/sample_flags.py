@@ -1,0 +1,104 @@
+"""The flags of `sample`, and what they say as arguments of the pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import flags
+
+from diffusion_jax import doors
+
+WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a trained run.")
+OUT = flags.DEFINE_string("out", "", "Folder to write to.")
+NUM = flags.DEFINE_integer("num", 64, "Number of samples.")
+LABELS = flags.DEFINE_string("labels", "", "Classes, such as 3,7; cycled up to --num.")
+PROMPT = flags.DEFINE_multi_string("prompt", [], "A caption; may be given several times.")
+SCALARS = flags.DEFINE_multi_string(
+    "scalars", [], "Numbers that condition the model, such as 1.5,20; may be given several times."
+)
+NEGATIVE_LABELS = flags.DEFINE_string(
+    "negative_labels", "", "Classes that guidance turns away from, such as 3,7."
+)
+NEGATIVE_PROMPT = flags.DEFINE_multi_string(
+    "negative_prompt", [], "A caption that guidance turns away from."
+)
+ALSO_LABELS = flags.DEFINE_string("also_labels", "", "Further classes of all samples, such as 3,7.")
+ALSO_PROMPT = flags.DEFINE_multi_string(
+    "also_prompt", [], "A further caption of all samples; may be given several times."
+)
+ALSO_GUIDANCE = flags.DEFINE_string(
+    "also_guidance", "", "Weights of the further classes or captions, such as 2,-1."
+)
+GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight; 1 is the conditional model.")
+SOLVER = flags.DEFINE_string("solver", None, "Solver, such as ddim or dpmpp_2m.")
+STEPS = flags.DEFINE_integer("steps", None, "Steps of the solver.")
+GUIDANCE_INTERVAL = flags.DEFINE_string(
+    "guidance_interval", "", "Times between which guidance acts, such as 0.2,0.8."
+)
+GUIDANCE_BY = flags.DEFINE_string(
+    "guidance_by",
+    None,
+    "classifier_free, cfg_zero, apg, autoguidance or perturbed_attention.",
+)
+GUIDANCE_OPTIONS = flags.DEFINE_string(
+    "guidance_options", "", "Of the kind of guidance, such as momentum=-0.75,threshold=10."
+)
+WEAK = flags.DEFINE_string(
+    "weak", None, "Workdir of the weaker model of autoguidance; '' leaves out the config's."
+)
+WEAK_EMA = flags.DEFINE_string("weak_ema", None, "Its average; '' takes the raw weights.")
+WEAK_STEP = flags.DEFINE_integer("weak_step", None, "Its step, of those that were kept.")
+GUIDANCE_RESCALE = flags.DEFINE_float("guidance_rescale", None, "Rescaling of guidance, 0 to 1.")
+THRESHOLD = flags.DEFINE_string("threshold", None, "none, static or dynamic.")
+SOLVER_OPTIONS = flags.DEFINE_string("solver_options", "", "Of the solver, such as eta=0.5.")
+EMA = flags.DEFINE_string("ema", None, "Average to sample from; '' takes the raw weights.")
+EMA_LENGTH = flags.DEFINE_float(
+    "ema_length", None, "Relative length of an average to make, such as 0.08; see ema.powers."
+)
+SEED = flags.DEFINE_integer("seed", 0, "Same seed, same samples.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Samples a compiled batch.")
+TRAJECTORY = flags.DEFINE_bool("trajectory", False, "Also write every state on the way.")
+
+
+def load_arguments() -> dict[str, Any]:
+    """What `api.load` is given besides the workdir."""
+    return {
+        "ema": EMA.value,
+        "ema_length": EMA_LENGTH.value,
+        "weak": WEAK.value,
+        "weak_ema": WEAK_EMA.value,
+        "weak_step": WEAK_STEP.value,
+    }
+
+
+def sample_arguments() -> dict[str, Any]:
+    """What `pipeline.sample` is given besides the number of samples.
+
+    Raises:
+        ConfigError: a flag that cannot be read.
+    """
+    rows = [doors.numbers("scalars", row, float, "1.5,20") or [] for row in SCALARS.value]
+    return {
+        "labels": doors.numbers("labels", LABELS.value, int, "3,7"),
+        "prompts": PROMPT.value,
+        "scalars": rows or None,
+        "negative_labels": doors.numbers("negative_labels", NEGATIVE_LABELS.value, int, "3,7"),
+        "negative_prompts": NEGATIVE_PROMPT.value,
+        "also_labels": doors.numbers("also_labels", ALSO_LABELS.value, int, "3,7"),
+        "also_prompts": ALSO_PROMPT.value,
+        "also_guidance": doors.numbers("also_guidance", ALSO_GUIDANCE.value, float, "2,-1"),
+        "seed": SEED.value,
+        "guidance": GUIDANCE.value,
+        "guidance_by": GUIDANCE_BY.value,
+        "guidance_options": doors.settings("guidance_options", GUIDANCE_OPTIONS.value),
+        "guidance_interval": doors.numbers(
+            "guidance_interval", GUIDANCE_INTERVAL.value, float, "0.2,0.8"
+        ),
+        "guidance_rescale": GUIDANCE_RESCALE.value,
+        "solver": SOLVER.value,
+        "steps": STEPS.value,
+        "solver_options": doors.settings("solver_options", SOLVER_OPTIONS.value),
+        "threshold": THRESHOLD.value,
+        "batch_size": BATCH_SIZE.value,
+        "trajectory": TRAJECTORY.value,
+    }
