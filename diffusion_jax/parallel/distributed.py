@@ -30,6 +30,10 @@ CPU_DEVICES = "DIFFUSION_JAX_CPU_DEVICES"
 GRPC_EXEMPT = "no_grpc_proxy"
 PROXY_EXEMPT = "no_proxy"
 
+# A process alone waits for nobody; with a limit it would die of its own silence on waking up, after
+# Ctrl-Z or the suspension of a virtual machine. Seconds: as good as never.
+_HEARTBEAT_ALONE = 10**7
+
 
 def initialize(
     coordinator: str | None = None,
@@ -54,7 +58,8 @@ def initialize(
       cpu_devices: number of virtual devices of the CPU platform in this process.
       agree_on_sigterm: whether SIGTERM, instead of ending this process, makes `reached_preemption`
         true at a common step. False for programs that do not ask at every step.
-      heartbeat_timeout: seconds without a sign of life after which a process counts as dead.
+      heartbeat_timeout: seconds without a sign of life after which one of several processes counts
+        as dead.
       initialization_timeout: seconds to wait for the other processes.
 
     Raises:
@@ -82,7 +87,8 @@ def initialize(
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 address = f"127.0.0.1:{probe.getsockname()[1]}"
-            _start(address, 1, 0, {**timeouts, "coordinator_bind_address": address})
+            alone = {"heartbeat_timeout_seconds": _HEARTBEAT_ALONE}
+            _start(address, 1, 0, {**timeouts, **alone, "coordinator_bind_address": address})
     except RuntimeError as error:
         if "before" not in str(error) or "backend" not in str(error).lower():
             raise
