@@ -84,11 +84,7 @@ def initialize(
             _check_port_free(coordinator, process_id)
             _start(coordinator, num_processes, process_id, timeouts)
         elif not _start_on_cluster(timeouts):
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                address = f"127.0.0.1:{probe.getsockname()[1]}"
-            alone = {"heartbeat_timeout_seconds": _HEARTBEAT_ALONE}
-            _start(address, 1, 0, {**timeouts, **alone, "coordinator_bind_address": address})
+            _start_alone(timeouts)
     except RuntimeError as error:
         if "before" not in str(error) or "backend" not in str(error).lower():
             raise
@@ -152,6 +148,18 @@ def _check_port_free(coordinator: str, process_id: int | None) -> None:
                 f"coordinator={coordinator!r}: its port cannot be used: {error}; expected a free "
                 f"port on the host of process 0"
             ) from error
+
+
+def _start_alone(options: dict) -> None:
+    """Starts one process on localhost."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    alone = {
+        "heartbeat_timeout_seconds": _HEARTBEAT_ALONE,
+        "coordinator_bind_address": address,
+    }
+    _start(address, 1, 0, options | alone)
 
 
 def _start(
