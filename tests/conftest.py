@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import importlib.util
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +36,17 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook("diffusion_jax", "beartype.beartype")
 
+# One cache of programs for this run: all its processes inherit it, and the user's own stays as it
+# is. Who sets the variable keeps one from run to run.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="diffusion_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+# A few small steps cost less than optimising their program, which so compiles in a third of the
+# time. For the programs of all doors, and of the files that use `quick_programs`.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
@@ -41,6 +56,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return
     if config.option.numprocesses is None and not config.option.usepdb:
         config.option.numprocesses, config.option.dist = 2, "loadfile"
+
+
+def pytest_collection_finish() -> None:
+    """Nothing that was imported is looked at again by each collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 class Door:
@@ -74,13 +95,13 @@ class Door:
 def start_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Door]]:
     """`start_door("main", "--config=...", ids=None, DIFFUSION_JAX_...=...)` starts a process."""
     root = tmp_path_factory.mktemp("doors")
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(root / "cache")}
+    flags = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
     server = subprocess.Popen(
         [sys.executable, Path(__file__).with_name("door_server.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[1],
-        env={**os.environ, **cache},
+        env={**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flags}"},
         text=True,
     )
     numbers = itertools.count()
@@ -95,6 +116,8 @@ def start_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     ) -> Door:
         folder = root / str(next(numbers))
         folder.mkdir()
+        if file_limit:  # which would leave the programs of all others cut, too
+            environment.setdefault("JAX_COMPILATION_CACHE_DIR", folder / "cache")
         for file in ("out", "err"):
             (folder / file).touch()
         request = {
@@ -114,6 +137,35 @@ def start_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     server.stdin.close()
     server.stdout.close()
     server.wait()
+
+
+@contextlib.contextmanager
+def compiled_quickly() -> Iterator[None]:
+    """Programs of runs, networks and pipelines that are made in here are not optimised."""
+    from diffusion_jax.networks import compiling
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiling, "_CPU", compiling._CPU | QUICK)
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_programs() -> Iterator[None]:
+    with compiled_quickly():
+        yield
+
+
+@pytest.fixture(scope="session")
+def moons_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir after the one step of `toys.moons()`, for all: copy it before a change."""
+    import toys
+
+    import diffusion_jax
+
+    folder = tmp_path_factory.mktemp("moons") / "run"
+    with compiled_quickly():
+        diffusion_jax.train(toys.moons(), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

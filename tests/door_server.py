@@ -8,6 +8,7 @@ with the process id; the exit code appears in `code`, negative for a signal.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -90,4 +91,8 @@ def serve():
 
 if __name__ == "__main__":
     assert diffusion_jax.api
+    # No collection in a door touches the objects of the imports, whose pages it would have to copy:
+    # most of what a short door costs.
+    gc.collect()
+    gc.freeze()
     serve()

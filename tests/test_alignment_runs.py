@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import jit
 
 import diffusion_jax
 from diffusion_jax import api, frozen, workdir
@@ -19,6 +21,8 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.objectives.alignment import FrozenEncoder
 from diffusion_jax.objectives.base import Context
 from diffusion_jax.parallel.mesh import make_mesh
+
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 STEPS = 40
 
@@ -78,7 +82,7 @@ def trained(encoder, tmp_path_factory):
     """A run that is aligned with it, split over 2 x 4 devices, its encoder too."""
     folder = tmp_path_factory.mktemp("aligned") / "run"
     mesh = {"mesh__data": 2, "mesh__fsdp": 4}
-    changes = {"validation__examples": 32, "checkpoint__every": STEPS // 2, **mesh}
+    changes = {"validation__examples": 32, "checkpoint__every": STEPS - 8, **mesh}
     diffusion_jax.train(aligned(encoder, steps=STEPS, **changes), folder)
     return folder
 
@@ -187,16 +191,16 @@ def test_the_gradient_ends_at_the_encoder(encoder, tmp_path):
     keys = jax.random.split(jax.random.key(0), 32)
     params = run.compiled.initial_params()
 
-    @jax.jit
     def found(trees):
         context = Context(jnp.int32(0), {}, {}, trees, jnp.arange(32) / 32, 32)
         loss, aux = objective(params, batch, keys, context)
         return loss, aux.metrics["alignment_loss"][0] / 32
 
-    loss, term = found(trees)
-    slopes = jax.jit(jax.grad(lambda trees: found(trees)[0]))(trees)
+    quickly = jit(found)
+    loss, term = quickly(trees)
+    slopes = jit(jax.grad(lambda trees: found(trees)[0]))(trees)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(slopes))
-    others = found(jax.tree.map(lambda a: a + 0.3, trees))
+    others = quickly(jax.tree.map(lambda a: a + 0.3, trees))
     assert float(others[1]) != float(term)
     # Of the loss it is `weight` times the term and nothing else that the encoder has a say in.
     np.testing.assert_allclose(others[0] - loss, 0.5 * (others[1] - term), atol=1e-5)
@@ -304,5 +308,6 @@ def test_an_edm_network_sees_scaled_data(tmp_path):
     x0 = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
     level = jnp.full((2,), 20.0)  # logsnr of clean data, as clipped
     params = part.encoder.params
-    expected = built.network.apply(params, x0 / 0.5, level, {}, return_features=True)[1]
-    np.testing.assert_allclose(part.encoder.encode(params, x0), expected, rtol=1e-5)
+    features = functools.partial(built.network.apply, return_features=True)
+    expected = jit(features)(params, x0 / 0.5, level, {})[1]
+    np.testing.assert_allclose(jit(part.encoder.encode)(params, x0), expected, rtol=1e-5)

@@ -17,6 +17,8 @@ from diffusion_jax.parallel.mesh import make_mesh
 from diffusion_jax.training import ema
 from diffusion_jax.training.state import TrainState
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 COUNT, SIZE = 1000, 64
 POWERS = {"long": 0.10, "short": 0.05}
 
@@ -160,7 +162,7 @@ def tiny():
     config.steps, config.batch_size, config.optimizer.warmup_steps = 8, 8, 1
     config.optimizer.learning_rate = 0.05
     config.logging.tensorboard = False
-    config.validation.examples = 8
+    config.validation.examples = 0
     config.sampling.num, config.sampling.steps, config.sampling.ema = 8, 2, "wanted"
     config.checkpoint.every = config.checkpoint.keep_every = 2
     config.mesh.data, config.mesh.fsdp, config.mesh.fsdp_min_size = 2, 4, 16

@@ -10,6 +10,8 @@ import diffusion_jax
 from diffusion_jax import api, workdir
 from diffusion_jax import config as configs
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):

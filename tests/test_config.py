@@ -18,10 +18,13 @@ import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
+from toys import moons
 
 from diffusion_jax import api, builders, config_flag, config_rules, data, workdir
 from diffusion_jax import config as configs
 from diffusion_jax.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 FOLDER = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -262,11 +265,7 @@ def test_flags_make_and_change_parameter_groups(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def small():
     """A config of little work that asks for more validation examples than there are."""
-    config = get_config("toy2d", "smoke")
-    config.logging.tensorboard = False
-    config.steps, config.sampling.steps = 1, 1
-    config.validation.examples, config.data.points.held_out = 16, 12
-    return config
+    return moons(validation__examples=16, data__points__held_out=12)
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,15 @@ from pathlib import Path
 
 import pytest
 
+import diffusion_jax
+
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 # Many arrays: where one fails, others are still under way.
 OPTIONS = (
     "--config=configs/toy2d.py:smoke",
     "--config.logging.tensorboard=False",
+    "--config.validation.examples=0",
     "--config.network.mlp.depth=8",
 )
 
@@ -60,13 +65,27 @@ def test_cut_arrays(start_door, trained, tmp_path, door, smallest):
 
 def test_a_save_that_fails_beside_the_training_ends_it_before_the_next(start_door, tmp_path):
     folder = tmp_path / "run"
-    intervals = ("--config.checkpoint.every=1000", "--config.logging.every=50")
+    # Between two saves lie seconds, since the steps are large.
+    intervals = ("--config.checkpoint.every=300", "--config.logging.every=10")
     sizes = ("--config.steps=1000000", "--config.network.mlp.width=256")
-    options = (*OPTIONS[:2], *intervals, *sizes, "--config.validation.examples=0")
+    options = (*OPTIONS[:3], *intervals, *sizes)
     door = start_door("main", *options, f"--workdir={folder}", file_limit=2_000_000)
     assert_one_line(door.wait(120), "could not be written: File too large")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert 1000 <= rows[-1]["step"] < 2000
+    assert 300 <= rows[-1]["step"] < 600
+
+
+def test_a_full_disk_leaves_earlier_checkpoints(start_door, trained, tmp_path):
+    """A limit on the size of a file stands in for a full disk: writing fails midway."""
+    folder = Path(shutil.copytree(trained, tmp_path / "run"))
+    options = (*OPTIONS, f"--workdir={folder}", "--config.steps=8")
+    files = [path for path in (folder / "checkpoints").rglob("*") if path.is_file()]
+    whole = {path: path.read_bytes() for path in files}
+    result = start_door("main", *options, file_limit=2000).wait()
+    assert_one_line(result, "File too large")
+    assert {path: path.read_bytes() for path in whole} == whole
+    diffusion_jax.load(folder)
+    assert start_door("main", *options).wait()[0] == 0
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from diffusion_jax import config as configs
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.pipelines import output
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 
 def letters(process="masked", objective="continuous"):
     config = configs.base()
@@ -75,8 +77,7 @@ def test_a_resumed_run_ends_where_one_left_in_peace_does(tmp_path, process):
     assert samples.x.dtype == np.int32
     assert samples.x.min() >= 0
     assert samples.x.max() < 5
-    for size in (1, 3):
-        np.testing.assert_array_equal(pipeline.sample(5, seed=3, batch_size=size).x, samples.x)
+    np.testing.assert_array_equal(pipeline.sample(5, seed=3, batch_size=3).x, samples.x)
     output.write(output.prepare(tmp_path / "out"), samples, pipeline.spec)
     texts = (tmp_path / "out" / "samples.txt").read_text().splitlines()
     assert texts == ["".join(" abcd"[token] for token in row) for row in samples.x]
@@ -85,7 +86,9 @@ def test_a_resumed_run_ends_where_one_left_in_peace_does(tmp_path, process):
 
 
 def test_pictures_of_tokens_with_labels_and_guidance(tmp_path):
-    diffusion_jax.train(pictures(), tmp_path / "run")
+    config = pictures()
+    config.steps, config.validation.examples = 1, 0
+    diffusion_jax.train(config, tmp_path / "run")
     pipeline = diffusion_jax.load(tmp_path / "run")
     samples = pipeline.sample(3, labels=[7, 1], guidance=2.0, trajectory=True)
     assert samples.label.tolist() == [7, 1, 7]

@@ -11,6 +11,8 @@ from diffusion_jax import api, builders, config_rules
 from diffusion_jax import config as configs
 from diffusion_jax.parallel.arrays import global_batch
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 OPTIONS = {
     "muon, masters, groups, cool-down, power averages": {
         "optimizer__name": "muon",

@@ -14,31 +14,15 @@ import time
 from pathlib import Path
 
 import pytest
+from toys import moons
 
 import diffusion_jax
-from diffusion_jax import config as configs
 from diffusion_jax import lock, start, workdir
 from diffusion_jax.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 SMOKE = ("--config=configs/toy2d.py:smoke", "--config.logging.tensorboard=False")
-
-
-def tiny(steps=1):
-    config = configs.base()
-    config.data.name, config.network.name = "points", "mlp"
-    config.network.mlp.width, config.network.mlp.depth = 8, 1
-    config.steps, config.batch_size, config.optimizer.warmup_steps = steps, 8, 1
-    config.logging.tensorboard = False
-    config.validation.examples = config.sampling.num = 8
-    config.sampling.steps = 1
-    return config
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("workdir") / "trained"
-    diffusion_jax.train(tiny(), folder)
-    return folder
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "samples/", "metrics.jsonl", "data/"])
@@ -47,7 +31,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, name):
     path.mkdir() if name.endswith("/") else path.write_text("{}\n")
     message = rf"workdir={tmp_path} holds {name.rstrip('/')} but no config\.json: .* empty folder"
     with pytest.raises(ConfigError, match=message):
-        workdir.prepare(tmp_path, tiny())
+        workdir.prepare(tmp_path, moons())
 
 
 def test_a_folder_of_a_launcher_or_of_a_run_killed_early_is_not(tmp_path):
@@ -56,15 +40,15 @@ def test_a_folder_of_a_launcher_or_of_a_run_killed_early_is_not(tmp_path):
     (tmp_path / "events.out.tfevents.1.host").write_text("x")
     for name in ("lost+found", "checkpoints"):
         (tmp_path / name).mkdir()
-    assert workdir.prepare(tmp_path, tiny()) == tmp_path
+    assert workdir.prepare(tmp_path, moons()) == tmp_path
 
 
-def test_a_run_whose_checkpoints_folder_is_gone_never_starts_afresh(trained, tmp_path):
-    copy = Path(shutil.copytree(trained, tmp_path / "copy"))
+def test_a_run_whose_checkpoints_folder_is_gone_never_starts_afresh(moons_run, tmp_path):
+    copy = Path(shutil.copytree(moons_run, tmp_path / "copy"))
     (copy / ".saved").unlink()
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(ConfigError, match=rf"workdir={copy} .*no checkpoints; put {copy}/check"):
-        diffusion_jax.train(tiny(2), copy)
+        diffusion_jax.train(moons(steps=2), copy)
     assert not (copy / "checkpoints").exists()
 
 
@@ -82,29 +66,29 @@ def test_the_note_of_a_save_is_whole_or_old(tmp_path, monkeypatch):
     assert (tmp_path / ".saved").read_text() == "3\n"
 
 
-def test_a_checkpoint_that_contradicts_itself(trained, tmp_path):
+def test_a_checkpoint_that_contradicts_itself(moons_run, tmp_path):
     for number, text in enumerate(('{"examples": 8}', '{"step": 1, "examples": 9}')):
-        copy = Path(shutil.copytree(trained, tmp_path / str(number)))
+        copy = Path(shutil.copytree(moons_run, tmp_path / str(number)))
         (copy / "checkpoints" / "1" / "metadata" / "metadata").write_text(text)
         with pytest.raises(ConfigError, match=rf"{copy}/checkpoints/1' contradicts itself: its m"):
-            diffusion_jax.train(tiny(2), copy)
-    copy = Path(shutil.copytree(trained, tmp_path / "renamed"))
+            diffusion_jax.train(moons(steps=2), copy)
+    copy = Path(shutil.copytree(moons_run, tmp_path / "renamed"))
     (copy / "checkpoints" / "1").rename(copy / "checkpoints" / "7")
     with pytest.raises(ConfigError, match="checkpoints/7' contradicts itself"):
-        diffusion_jax.train(tiny(8), copy)
+        diffusion_jax.train(moons(steps=8), copy)
 
 
-def test_the_home_of_the_user(trained, tmp_path, monkeypatch):
+def test_the_home_of_the_user(moons_run, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(trained, tmp_path / "run")
-    config = tiny()
+    shutil.copytree(moons_run, tmp_path / "run")
+    config = moons()
     config.compute_dtype = "float32"  # as it is kept
     assert workdir.prepare("~/run", config) == tmp_path / "run"
     assert len(diffusion_jax.load("~/run").sample(2)) == 2
     assert not (tmp_path / "~").exists()
     with pytest.raises(ConfigError, match="workdir=~nobody-of-that-name/run: "):
-        workdir.prepare("~nobody-of-that-name/run", tiny())
+        workdir.prepare("~nobody-of-that-name/run", moons())
 
 
 def test_the_default_cache(tmp_path, monkeypatch):
@@ -114,15 +98,15 @@ def test_the_default_cache(tmp_path, monkeypatch):
         assert start.default_cache() == expected / "diffusion_jax" / "xla"
 
 
-def test_the_lock_is_let_go_by_training_and_by_every_mistake(trained, tmp_path):
-    copy = Path(shutil.copytree(trained, tmp_path / "copy"))
-    diffusion_jax.train(tiny(2), copy)
+def test_the_lock_is_let_go_by_training_and_by_every_mistake(moons_run, tmp_path):
+    copy = Path(shutil.copytree(moons_run, tmp_path / "copy"))
+    diffusion_jax.train(moons(steps=2), copy)
     assert not (copy / ".lock").exists()
-    wrong = tiny(3)
+    wrong = moons(steps=3)
     wrong.seed = 5
     with pytest.raises(ConfigError, match=r"config\.seed"):
         diffusion_jax.train(wrong, copy)
-    wrong = tiny(3)
+    wrong = moons(steps=3)
     wrong.batch_size = 12
     with pytest.raises(ConfigError, match="batch_size"):
         diffusion_jax.train(wrong, copy)

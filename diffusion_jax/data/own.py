@@ -27,6 +27,8 @@ from diffusion_jax.errors import ConfigError, DataError, unknown_name
 
 _LOG = logging.getLogger(__name__)
 _CHUNK = 128
+# Rows of a table of classes that are still cheap where no picture uses them.
+_MOST_SPARE_CLASSES = 2**16
 PATH_FLAG = "--config.data.path"
 
 
@@ -58,7 +60,8 @@ class Options:
       text_length: bytes of a caption that a batch carries; longer captions are cut and counted.
       scalars: names of numeric columns that condition the network.
       validation_share: part that is held out, example by example.
-      max_unreadable: pictures of a split that may be unreadable; they are named in the log.
+      max_unreadable: pictures of a split that may be unreadable; they are named in the log. Each
+        process counts those that it read: of several, the first past the limit ends the run.
       memory: bytes up to which a split is decoded once and held.
       workers: threads that read and decode; None: one a core, at most 16.
     """
@@ -163,7 +166,8 @@ def build(
       title: what the data are called in messages.
 
     Raises:
-      ConfigError: an option out of range, an empty split, or mixed sizes without a size.
+      ConfigError: an option out of range, an empty split, mixed sizes without a size, or label
+        numbers far beyond the number of pictures.
       DataError: two names are the same, or too many pictures cannot be read.
     """
     picture_view, threads = options.check(field), workers(options.workers)
@@ -182,6 +186,7 @@ def build(
         text_length=0 if store.annotations.texts is None else options.text_length,
         scalars=tuple(options.scalars),
     )
+    _check_classes(spec, len(ids), field, title)
     rows = np.flatnonzero(apart == (split == "validation"))
     if split == "train":
         _report(store.annotations, spec, rows, title)
@@ -206,6 +211,16 @@ def _check_split(apart: np.ndarray, options: Options, field: str, title: str) ->
                 f"{len(apart)} pictures of {title} for {split}; expected another share, such as "
                 f"{min(0.5, 4 / (len(apart) + 4)):.2g}"
             )
+
+
+def _check_classes(spec: DataSpec, count: int, field: str, title: str) -> None:
+    """Labels without names are rows of a table that the network makes, whether used or not."""
+    if not spec.classes and spec.num_classes > max(_MOST_SPARE_CLASSES, count):
+        raise ConfigError(
+            f"{field}.path: labels of the {count} pictures of {title} go up to "
+            f"{spec.num_classes - 1}; number the classes from 0 without gaps, or leave labels out "
+            f"by {field}.labels='none'"
+        )
 
 
 def _report(annotations: Annotations, spec: DataSpec, rows: np.ndarray, title: str) -> None:

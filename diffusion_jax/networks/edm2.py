@@ -48,7 +48,7 @@ from diffusion_jax.networks.validation import (
 )
 
 LARGEST = 256.0
-"""Activations are clipped here, where float16 would come near its end."""
+"""Activations are clipped here in float16, which would come near its end; other types are not."""
 
 NORMALIZED = ("condition", "stem", "down", "middle", "up", "head")
 """Parts of the network whose kernels and tables are of unit magnitude."""

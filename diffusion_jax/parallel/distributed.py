@@ -30,6 +30,10 @@ CPU_DEVICES = "DIFFUSION_JAX_CPU_DEVICES"
 GRPC_EXEMPT = "no_grpc_proxy"
 PROXY_EXEMPT = "no_proxy"
 
+# A process alone waits for nobody; with a limit it would die of its own silence on waking up, after
+# Ctrl-Z or the suspension of a virtual machine. Seconds: as good as never.
+_HEARTBEAT_ALONE = 10**7
+
 
 def initialize(
     coordinator: str | None = None,
@@ -54,7 +58,8 @@ def initialize(
       cpu_devices: number of virtual devices of the CPU platform in this process.
       agree_on_sigterm: whether SIGTERM, instead of ending this process, makes `reached_preemption`
         true at a common step. False for programs that do not ask at every step.
-      heartbeat_timeout: seconds without a sign of life after which a process counts as dead.
+      heartbeat_timeout: seconds without a sign of life after which one of several processes counts
+        as dead.
       initialization_timeout: seconds to wait for the other processes.
 
     Raises:
@@ -79,10 +84,7 @@ def initialize(
             _check_port_free(coordinator, process_id)
             _start(coordinator, num_processes, process_id, timeouts)
         elif not _start_on_cluster(timeouts):
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                address = f"127.0.0.1:{probe.getsockname()[1]}"
-            _start(address, 1, 0, {**timeouts, "coordinator_bind_address": address})
+            _start_alone(timeouts)
     except RuntimeError as error:
         if "before" not in str(error) or "backend" not in str(error).lower():
             raise
@@ -146,6 +148,18 @@ def _check_port_free(coordinator: str, process_id: int | None) -> None:
                 f"coordinator={coordinator!r}: its port cannot be used: {error}; expected a free "
                 f"port on the host of process 0"
             ) from error
+
+
+def _start_alone(options: dict) -> None:
+    """Starts one process on localhost."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    alone = {
+        "heartbeat_timeout_seconds": _HEARTBEAT_ALONE,
+        "coordinator_bind_address": address,
+    }
+    _start(address, 1, 0, options | alone)
 
 
 def _start(

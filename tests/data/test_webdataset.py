@@ -221,11 +221,22 @@ def test_links_in_a_shard_are_counted(tmp_path, made, caplog):
     assert "left aside: 2 links or special files" in caplog.text
 
 
-def test_labels_far_between_make_one_warning(tmp_path, made, caplog):
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+def with_labels(folder, made, highest):
+    with tarfile.open(folder / "a.tar", "w") as tar:
         for number, picture in enumerate(made.Examples.made().pictures):
             made.add_member(tar, f"{number:03d}.png", picture)
-            made.add_member(tar, f"{number:03d}.cls", str(999_999_998 * (number % 2)).encode())
-    assert load(tmp_path).spec.num_classes == 999_999_999
+            made.add_member(tar, f"{number:03d}.cls", str(highest * (number % 2)).encode())
+
+
+def test_labels_far_between_make_one_warning(tmp_path, made, caplog):
+    with_labels(tmp_path, made, 49_999)
+    assert load(tmp_path).spec.num_classes == 50_000
     (message,) = [m for m in caplog.messages if "no picture in training" in m]
-    assert "class 1 has no picture in training (nor 999999996 others)" in message
+    assert "class 1 has no picture in training (nor 49997 others)" in message
+
+
+def test_labels_far_beyond_the_pictures_are_refused(tmp_path, made):
+    with_labels(tmp_path, made, 999_999_998)
+    message = r"data\.webdataset\.path: labels of the 60 pictures of .* go up to 999999998; number"
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path)

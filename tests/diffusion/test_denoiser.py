@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import jit, normal
 
 from diffusion_jax.diffusion import schedules
 from diffusion_jax.diffusion.denoiser import (
@@ -95,7 +96,7 @@ def test_carry_goes_from_step_to_step_and_calls_start_afresh() -> None:
 def test_networks_that_know_the_answer_are_exact(prediction: str, make: str) -> None:
     """A network that outputs its optimal target, found from its own inputs alone."""
     schedule = schedules.SCHEDULES[make]()
-    x = jax.random.normal(jax.random.key(1), (4, 3))
+    x = normal(4, 3, seed=1)
     t = jnp.array([0.1, 0.3, 0.6, 0.9])
 
     def predict(scaled: Any, noise: Any) -> Any:
@@ -110,7 +111,7 @@ def test_networks_that_know_the_answer_are_exact(prediction: str, make: str) -> 
         return from_x0_eps(prediction, x0, eps, alpha, sigma, sigma_data=0.7)
 
     denoise = from_network(predict, schedule, prediction, noise_input="t", sigma_data=0.7)
-    denoised = jax.jit(denoise.__call__)(x, t)
+    denoised = jit(denoise.__call__)(x, t)
     times = np.asarray(t)[:, None]
     alpha, sigma = schedule.alpha(times), schedule.sigma(times)
     expected = _exact_x0(x, alpha, sigma)

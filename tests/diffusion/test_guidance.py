@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import jit, normal
 
 from diffusion_jax.diffusion import schedules
 from diffusion_jax.diffusion.broadcasting import expand
@@ -56,7 +57,7 @@ def test_exact_map_of_the_linear_equation(guidance: float, through_eps: bool) ->
     with jax.enable_x64(True):
         denoise = classifier_free(_gaussian(1.0, s1), _gaussian(0.0, s0), jnp.asarray(guidance))
         x = jnp.array([-start, start])
-        low, high = jax.jit(lambda x: _integrate(denoise, x, start, end, through_eps))(x)
+        low, high = jit(lambda x: _integrate(denoise, x, start, end, through_eps))(x)
     slope = float(high - low) / (2 * start)
     exact = 1.0
     for std, power in ((s0, 1.0 - guidance), (s1, guidance)):
@@ -70,7 +71,7 @@ def test_guided_pair_makes_up_the_state() -> None:
     schedule = schedules.cosine()
     pair = _gaussian(1.0, 0.5, schedule), _gaussian(-1.0, 2.0, schedule)
     t = jnp.array([0.2, 0.5, 0.8])
-    x = jax.random.normal(jax.random.key(0), (3, 4))
+    x = normal(3, 4, seed=0)
     x0, eps, _ = classifier_free(*pair, jnp.array([0.5, 2.0, 4.0]))(x, t)
     times = t[:, None]
     again = schedule.alpha(times) * x0 + schedule.sigma(times) * eps
@@ -83,7 +84,7 @@ def test_guided_pair_makes_up_the_state() -> None:
 
 def test_one_is_conditional_and_zero_unconditional() -> None:
     conditional, unconditional = _gaussian(1.0, 0.5), _gaussian(0.0, 1.0)
-    x = jax.random.normal(jax.random.key(0), (5, 4)) * 3
+    x = normal(5, 4, seed=0) * 3
     for rescale in (0.0, 0.37):
         for guidance in (1.0, 1, jnp.float32(1.0), jnp.ones(5)):
             guided = classifier_free(conditional, unconditional, guidance, rescale=rescale)
@@ -97,7 +98,7 @@ def test_guidance_may_be_traced() -> None:
     conditional, unconditional = _gaussian(1.0, 0.5), _gaussian(0.0, 1.0)
     x = jnp.ones((2, 3))
 
-    @jax.jit
+    @jit
     def run(guidance: Any) -> Any:
         return classifier_free(conditional, unconditional, guidance)(x, 0.4).x0
 
@@ -120,8 +121,8 @@ def test_outside_the_interval_the_unconditional_branch_is_not_evaluated() -> Non
     unconditional = _counting(_gaussian(0.0, 1.0), calls)
     guided = classifier_free(conditional, unconditional, 3.0, interval=(0.3, 0.6))
     everywhere = classifier_free(conditional, _gaussian(0.0, 1.0), 3.0)
-    x = jax.random.normal(jax.random.key(0), (3, 4))
-    run = jax.jit(guided.__call__)
+    x = normal(3, 4, seed=0)
+    run = jit(guided.__call__)
     for t, expected, count in (
         (0.2, conditional, 0),
         (0.3, everywhere, 1),
@@ -145,7 +146,7 @@ def test_outside_the_interval_the_unconditional_branch_is_not_evaluated() -> Non
 def test_rescale_restores_the_spread_of_the_conditional_estimate() -> None:
     conditional = as_denoiser(lambda x, t: 0.4 * x + 0.1, SCHEDULE)
     unconditional = as_denoiser(lambda x, t: 0.1 * x[..., ::-1], SCHEDULE)
-    x = jax.random.normal(jax.random.key(0), (3, 5, 2))
+    x = normal(3, 5, 2, seed=0)
     plain = classifier_free(conditional, unconditional, 4.0)(x, 0.5)
     for rescale in (0.7, 1.0):
         guided = classifier_free(conditional, unconditional, 4.0, rescale=rescale)(x, 0.5)
@@ -184,7 +185,7 @@ def test_pairs_without_eps_give_none_and_mixed_ones_are_refused() -> None:
     with_eps, x = _gaussian(1.0, 0.5), jnp.ones((2, 3))
     without = Denoiser(lambda x, t, carry: (Denoised(0.5 * x), carry))
     guided = classifier_free(without, without, 3.0, interval=[0.1, 0.9])
-    x0, eps, _ = jax.jit(guided.__call__)(x, 0.5)
+    x0, eps, _ = jit(guided.__call__)(x, 0.5)
     np.testing.assert_allclose(x0, 0.5 * x)
     assert eps is None
     for pair in ((with_eps, without), (without, with_eps)):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import jit
 
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
 from diffusion_jax.diffusion.guidance_tokens import classifier_free_tokens
@@ -36,7 +36,7 @@ def test_odds_are_tilted():
     np.testing.assert_allclose(found[1, 3], expected / expected.sum(), rtol=1e-5)
     np.testing.assert_allclose(guided(1.0)[0, 0], CONDITIONAL, rtol=1e-5)
     np.testing.assert_allclose(guided(0.0)[0, 0], FREE, rtol=1e-5)
-    traced = jax.jit(
+    traced = jit(
         lambda w: classifier_free_tokens(constant(CONDITIONAL), constant(FREE), w)(X, 0.5).x0
     )
     np.testing.assert_allclose(traced(2.0), found, rtol=1e-5)

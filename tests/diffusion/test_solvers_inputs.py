@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import jit
 
 from diffusion_jax.diffusion import guidance, likelihood, schedules, solvers, thresholding
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser, as_denoiser, from_network
@@ -27,7 +28,7 @@ def run(name, denoise, times=TIMES, x=X, schedule=SCHEDULE):
 
 def run_all(name, *denoisers, **options):
     """The results of one compilation."""
-    return jax.jit(lambda: [run(name, denoise, **options) for denoise in denoisers])()
+    return jit(lambda: [run(name, denoise, **options) for denoise in denoisers])()
 
 
 @every_solver
@@ -148,4 +149,4 @@ def test_the_bound_refuses_them_too_and_a_traced_schedule_is_not_looked_into():
         schedule = schedules.rectified_flow(shift)
         return run("ddim", network("eps", schedule), schedule=schedule)
 
-    assert jax.jit(sample)(2.0).shape == (3, 4)
+    assert jit(sample)(2.0).shape == (3, 4)

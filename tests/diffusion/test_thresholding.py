@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import jit
 
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
 from diffusion_jax.diffusion.thresholding import clip_x0, dynamic_threshold
@@ -45,7 +45,7 @@ def test_dynamic_threshold_scales_by_the_quantile_of_each_example() -> None:
     """|x0| = 0 .. 10 has its 90 % quantile at 9: one value of eleven is beyond."""
     magnitudes = np.arange(11.0) * np.where(np.arange(11) % 2, -1, 1)
     x = jnp.asarray(np.stack([magnitudes, 0.05 * magnitudes]), jnp.float32).reshape(2, 11, 1)
-    x0 = jax.jit(dynamic_threshold(_identity(), 0.9).__call__)(x, 0.5).x0[..., 0]
+    x0 = jit(dynamic_threshold(_identity(), 0.9).__call__)(x, 0.5).x0[..., 0]
     np.testing.assert_allclose(x0[0, :10], magnitudes[:10] / 9, rtol=1e-5, atol=1e-7)
     assert x0[0, 10] == pytest.approx(1.0)
     # An example within the range of the data stays as it is.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from quick import jit, run
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.networks import attention
@@ -21,11 +24,16 @@ def test_masked_keys_are_as_if_cut_away(implementation):
     q, k, v = random(2, 5, 3, 8), random(2, 7, 3, 8, seed=1), random(2, 7, 3, 8, seed=2)
     mask = np.ones((2, 7), bool)
     mask[0, 4:] = mask[1, [0, 2]] = False
-    got = attention.attend(*map(jnp.asarray, (q, k, v)), implementation, mask=jnp.asarray(mask))
+
+    def attend(q, k, v):
+        whole = attention.attend(q, k, v, implementation, mask=jnp.asarray(mask))
+        cut = [[a[row : row + 1, mask[row]] for a in (k, v)] for row in range(2)]
+        rows = [attention.attend(q[i : i + 1], *kv, implementation)[0] for i, kv in enumerate(cut)]
+        return whole, rows
+
+    got, want = run(attend, q, k, v)
     for row in range(2):
-        cut = (jnp.asarray(a[row : row + 1, mask[row]]) for a in (k, v))
-        want = attention.attend(jnp.asarray(q[row : row + 1]), *cut, implementation)
-        np.testing.assert_allclose(got[row], want[0], atol=1e-6)
+        np.testing.assert_allclose(got[row], want[row], atol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", ["auto", "xla"])
@@ -37,8 +45,9 @@ def test_row_without_a_key_is_the_mean_and_its_gradient_is_finite(implementation
         out = attention.attend(q, k, v, implementation, mask=mask)
         return jnp.sum(jnp.sin(out)), out
 
-    gradients, out = jax.grad(total, (0, 1, 2), has_aux=True)(q, k, v)
-    np.testing.assert_allclose(out, jnp.broadcast_to(v.mean(1, keepdims=True), v.shape), atol=1e-6)
+    gradients, out = run(jax.grad(total, (0, 1, 2), has_aux=True), q, k, v)
+    v = np.asarray(v)
+    np.testing.assert_allclose(out, np.broadcast_to(v.mean(1, keepdims=True), v.shape), atol=1e-6)
     assert all(np.isfinite(g).all() for g in gradients)
 
 
@@ -47,35 +56,46 @@ def test_softmax_is_float32_whatever_the_type_of_the_heads():
     q = jnp.zeros((1, 1, 1, 8), jnp.bfloat16)
     v = jnp.ones((1, 1024, 1, 8), jnp.bfloat16)
     for implementation in ("auto", "xla"):
-        out = attention.attend(q, v, v, implementation)
+        out = run(functools.partial(attention.attend, implementation=implementation), q, v, v)
         assert out.dtype == jnp.bfloat16
         np.testing.assert_array_equal(out, jnp.ones_like(out))
 
 
 def test_normalised_queries_and_keys_do_not_grow_with_their_weights():
-    layer = attention.SelfAttention(24, 3, qk_norm=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    x = jnp.asarray(random(2, 6, 24))
-    before = layer(x)
-    kernel = np.array(layer.qkv.kernel[...]).reshape(24, 3, 3, 8)
-    kernel[:, :, :2] *= 50
-    layer.qkv.kernel[...] = jnp.asarray(kernel.reshape(24, 72))
-    np.testing.assert_allclose(layer(x), before, atol=1e-4)
-    layer.q_norm.scale[...] = 3 * layer.q_norm.scale[...]
-    assert np.abs(layer(x) - before).max() > 1e-2
+    def attended(x):
+        layer = attention.SelfAttention(24, 3, qk_norm=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        before = layer(x)
+        kernel = layer.qkv.kernel[...].reshape(24, 3, 3, 8).at[:, :, :2].multiply(50)
+        layer.qkv.kernel[...] = kernel.reshape(24, 72)
+        larger = layer(x)
+        layer.q_norm.scale[...] = 3 * layer.q_norm.scale[...]
+        return before, larger, layer(x)
+
+    before, larger, scaled = run(attended, random(2, 6, 24))
+    np.testing.assert_allclose(larger, before, atol=1e-4)
+    assert np.abs(scaled - before).max() > 1e-2
 
 
 def test_cross_attention_starts_from_zero_and_ignores_the_order_of_its_context():
-    layer = attention.CrossAttention(24, 10, 3, qk_norm=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    x, context = jnp.asarray(random(2, 6, 24)), jnp.asarray(random(2, 5, 10, seed=1))
-    assert not np.any(layer(x, context))
-    layer.out.kernel[...] = jnp.asarray(random(24, 24, seed=2))
-    out = layer(x, context)
-    order = np.array([3, 0, 4, 1, 2])
-    np.testing.assert_allclose(layer(x, context[:, order]), out, atol=1e-5)
+    def attended(x, context, mask, kernel):
+        how = {"qk_norm": True, "dtype": jnp.float32, "rngs": nnx.Rngs(0)}
+        layer = attention.CrossAttention(24, 10, 3, **how)
+        start = layer(x, context)
+        layer.out.kernel[...] = kernel
+        return start, layer(x, context), layer(x, context, mask)
+
+    x, context, kernel = random(2, 6, 24), random(2, 5, 10, seed=1), random(24, 24, seed=2)
     mask = jnp.asarray([[True, True, False, True, True]] * 2)
-    other = context.at[:, 2].set(9.0)
-    np.testing.assert_allclose(layer(x, other, mask), layer(x, context, mask), atol=1e-6)
-    assert np.abs(layer(x, other) - out).max() > 1e-2
+    of = jit(attended)
+    start, out, masked = of(x, context, mask, kernel)
+    assert not np.any(start)
+    _, shuffled, _ = of(x, context[:, [3, 0, 4, 1, 2]], mask, kernel)
+    np.testing.assert_allclose(shuffled, out, atol=1e-5)
+    other = np.array(context)
+    other[:, 2] = 9.0
+    _, changed, changed_masked = of(x, other, mask, kernel)
+    np.testing.assert_allclose(changed_masked, masked, atol=1e-6)
+    assert np.abs(changed - out).max() > 1e-2
 
 
 def test_cudnn_is_refused_where_it_cannot_run():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from quick import jit, normal, run
 
 from diffusion_jax.networks import conv
 
@@ -35,26 +36,25 @@ def test_convolve_is_the_padded_sum(space, size, stride):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, *space, 3)).astype(np.float32)
     kernel = rng.normal(size=(*(size,) * len(space), 3, 5)).astype(np.float32)
-    got = conv.convolve(jnp.asarray(x), jnp.asarray(kernel), stride)
+    got = run(lambda x, kernel: conv.convolve(x, kernel, stride), x, kernel)
     np.testing.assert_allclose(got, direct(x, kernel, stride), rtol=1e-4, atol=1e-4)
 
 
 def test_double_repeats_entries():
     x = np.arange(12, dtype=np.float32).reshape(1, 2, 3, 2)
     want = x.repeat(2, axis=1).repeat(2, axis=2)
-    np.testing.assert_array_equal(conv.double(jnp.asarray(x)), want)
+    np.testing.assert_array_equal(run(conv.double, x), want)
 
 
 @pytest.mark.parametrize("space", [(4, 6), (5,), (2, 3, 2)])
 def test_upsampling_by_phases_equals_its_definition_with_gradients(space):
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (2, *space, 3))
-    kernel = jax.random.normal(keys[1], (*(3,) * len(space), 3, 4))
-    probe = jax.random.normal(keys[2], (2, *(2 * size for size in space), 4))
+    x = normal(2, *space, 3)
+    kernel = normal(*(3,) * len(space), 3, 4, seed=1)
+    probe = normal(2, *(2 * size for size in space), 4, seed=2)
 
     def of(function):
         loss = jax.value_and_grad(lambda x, k: jnp.sum(probe * function(x, k)), (0, 1))
-        return jax.jit(loss)(x, kernel)
+        return jit(loss)(x, kernel)
 
     plain = of(lambda x, k: conv.convolve(conv.double(x), k))
     fast = of(conv.convolve_doubled)
@@ -63,9 +63,14 @@ def test_upsampling_by_phases_equals_its_definition_with_gradients(space):
 
 
 def test_other_backends_get_the_same_upsampling(monkeypatch):
-    layer = conv.Upsample(3, rank=2, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    layer.conv.bias[...] = jnp.arange(3.0)
-    x = jax.random.normal(jax.random.key(1), (2, 4, 4, 3))
-    here = layer(x)
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    np.testing.assert_allclose(layer(x), here, rtol=1e-4, atol=1e-5)
+    def upsampled(x):
+        layer = conv.Upsample(3, rank=2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        layer.conv.bias[...] = jnp.arange(3.0)
+        here = layer(x)
+        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+        return here, layer(x)
+
+    traced = jit(upsampled).lower(normal(2, 4, 4, 3))
+    monkeypatch.undo()
+    here, there = traced.compile()(normal(2, 4, 4, 3))
+    np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-5)

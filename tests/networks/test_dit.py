@@ -8,15 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import drawn, jit, normal
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.networks import DiT, TextConfig, functional, patches
 from diffusion_jax.networks.stacking import stack_blocks, unstack_blocks
 from diffusion_jax.parallel.mesh import make_mesh
 from diffusion_jax.parallel.sharding import path_name, shardings_for
-
-# Tests compile much and compute little.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 SMALL = functools.partial(DiT, (8, 8, 2), dim=24, depth=2, heads=2, num_classes=3, dropout=0.2)
 
@@ -73,11 +71,7 @@ def inputs():
         "scalar": jnp.linspace(-1.0, 3.0, 8).reshape(4, 2),
         "text": jnp.asarray(text),
     }
-    return (
-        jax.random.normal(jax.random.key(1), (4, 8, 8, 2)),
-        jnp.arange(4.0),
-        conditioning,
-    )
+    return normal(4, 8, 8, 2, seed=1), jnp.arange(4.0), conditioning
 
 
 def loss_and_output(net, tree, features=False):
@@ -150,7 +144,7 @@ def saved_for_backward(remat):
     def residuals(tree, x, noise):
         return jax.vjp(lambda tree: net.apply(tree, x, noise, {}), tree)[1]
 
-    kept = jax.eval_shape(residuals, jax.eval_shape(net.init, jax.random.key(0)), x, noise)
+    kept = jax.eval_shape(residuals, params(), x, noise)
     return sum(leaf.size for leaf in jax.tree.leaves(kept))
 
 
@@ -161,7 +155,7 @@ def test_remat_keeps_less_for_the_backward_pass():
 
 @functools.cache
 def applied(kind, **options):
-    """Output without dropout for entries that stand in for those of `inputs`."""
+    """Output without dropout for entries that stand in for those of `inputs`, or `drop` some."""
     net = functional(functools.partial(SMALL, **{**FULL[kind], **options}))
 
     @functools.partial(jit, static_argnames="drop")
@@ -170,32 +164,41 @@ def applied(kind, **options):
         conditioning = {k: v for k, v in conditioning.items() if k not in drop}
         return net.apply(tree, x, noise, {**conditioning, **entries})
 
-    return lambda tree=None, **entries: run(tree or params(kind), **entries)
+    # All calls give all entries, so that one program serves them; those that drop some none.
+    whole = {"text": inputs()[2]["text"], **dict.fromkeys(KEEPS[kind], jnp.ones(4, bool))}
+
+    def call(tree=None, drop=(), **entries):
+        return run(tree or params(kind), drop, **({} if drop else {**whole, **entries}))
+
+    return call
+
+
+KEEPS = {"cross": ("text_keep", "scalar_keep"), "in_context": ("text_keep",)}
 
 
 @pytest.mark.parametrize("kind", ["cross", "in_context"])
 def test_padding_of_the_text_changes_nothing(kind):
     text = inputs()[2]["text"]
-    longer = jnp.pad(text, ((0, 0), (0, 7)))
-    base = applied(kind)(text=text)
-    np.testing.assert_allclose(applied(kind)(text=longer), base, atol=2e-5)
-    distance = np.abs(applied(kind)(text=text.at[0, 4].add(1)) - base).max(axis=(1, 2, 3))
+    base = applied(kind)()
+    longer = applied(kind)(text=np.pad(text, ((0, 0), (0, 7))))
+    np.testing.assert_allclose(longer, base, atol=2e-5)
+    changed = np.array(text)
+    changed[0, 4] += 1
+    distance = np.abs(applied(kind)(text=changed) - base).max(axis=(1, 2, 3))
     assert distance[0] > 1e-4
     assert distance[1:].max() < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["cross", "in_context"])
 def test_what_is_dropped_is_as_if_absent(kind):
-    names = ("text", "scalar") if kind == "cross" else ("text",)
-    absent = applied(kind)(drop=names)
+    absent = applied(kind)(drop=tuple(name.removesuffix("_keep") for name in KEEPS[kind]))
     keep = jnp.asarray([True, False, False, True])
-    whole = dict.fromkeys((f"{name}_keep" for name in names), jnp.ones(4, bool))
-    given = applied(kind)(**whole)
-    mixed = applied(kind)(**{name: keep for name in whole})
+    given = applied(kind)()
+    mixed = applied(kind)(**dict.fromkeys(KEEPS[kind], keep))
     np.testing.assert_allclose(mixed[1:3], absent[1:3], atol=1e-5)
     np.testing.assert_allclose(mixed[::3], given[::3], atol=1e-5)
-    for name in whole:
-        one = applied(kind)(**{**whole, name: keep})
+    for name in KEEPS[kind]:
+        one = applied(kind)(**{name: keep})
         assert np.abs(given - one)[1].max() > 1e-4
 
 
@@ -237,9 +240,8 @@ def test_bottleneck_and_registers_have_the_sizes_they_are_given():
 
 def test_registers_change_the_patches():
     tree = params("cross")
-    text = inputs()[2]["text"]
     moved = {**tree, "registers": tree["registers"][::-1] * 2}
-    assert np.abs(applied("cross")(moved, text=text) - applied("cross")(text=text)).max() > 1e-3
+    assert np.abs(applied("cross")(moved) - applied("cross")()).max() > 1e-3
 
 
 def test_features_are_those_of_the_named_block():
@@ -253,12 +255,14 @@ def test_features_are_those_of_the_named_block():
         changed["blocks"]["mlp"]["fc2"]["bias"][block] += 1
         assert (np.abs(apply(changed, *x)[1] - features).max() > 1e-3) == matters
     with pytest.raises(ConfigError, match=r"network\.dit\.features_after=0: .* 1 to 2"):
-        functional(SMALL).apply(params(), *inputs(), return_features=True)
+        jax.eval_shape(
+            functools.partial(functional(SMALL).apply, return_features=True), params(), *inputs()
+        )
 
 
 @pytest.mark.parametrize("kind", ["cross", "in_context"])
 def test_bfloat16_is_near_float32(kind):
-    exact, half = (applied(kind, dtype=dtype)(drop=("label",)) for dtype in ("float32", "bfloat16"))
+    exact, half = applied(kind)(), applied(kind, dtype="bfloat16")()
     assert half.dtype == jnp.float32
     assert np.abs(half - exact).max() < 0.1 * np.abs(exact).max()
 
@@ -281,13 +285,7 @@ def test_sharded_equals_unsharded():
 @pytest.mark.parametrize("positions", ["sincos", "learned"])
 def test_positions_tell_equal_patches_apart(positions):
     net = functional(functools.partial(SMALL, positions=positions, out_channels=3))
-    tree = jit(net.init)(jax.random.key(0))
-    tree = jax.tree.map(
-        lambda a: (
-            np.asarray(a) + 0.1 * np.cos(np.arange(a.size, dtype=np.float32)).reshape(a.shape)
-        ),
-        tree,
-    )
+    tree = drawn(net.init, move=0.1)
     assert ("positions" in tree) == (positions == "learned")
     out = jit(net.apply)(tree, jnp.ones((1, 8, 8, 2)), jnp.zeros(1), {})
     assert out.shape == (1, 8, 8, 3)

@@ -9,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from quick import drawn, jit, normal
 
 from diffusion_jax.networks import EDM2, MLP, DiT, UNet, UViT, functional
-
-# Tests compile much and compute little.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 UNET = functools.partial(
     UNet, (4, 4, 1), channels=8, multipliers=(1, 2), blocks=1, attention_resolutions=()
@@ -39,7 +37,7 @@ CASES = {
 @functools.cache
 def initial_params(name):
     net = functional(functools.partial(CASES[name][1], num_classes=4))
-    return jax.tree.map(np.asarray, jit(net.init)(jax.random.key(0)))
+    return drawn(net.init, unit=name == "edm2")
 
 
 @functools.cache
@@ -59,9 +57,14 @@ def built(name, **options):
     return shape, net, moved_params(name), jit(net.apply)
 
 
-def inputs(shape, batch=4):
-    x = jax.random.normal(jax.random.key(1), (batch, *shape))
-    return x, jnp.linspace(-3.0, 3.0, batch)
+def inputs(shape):
+    return normal(8, *shape, seed=1), jnp.linspace(-3.0, 3.0, 8)
+
+
+def labelled(label=None, keep=None):
+    """A conditioning; all of one structure, so that one program serves them."""
+    label, keep = (np.arange(8) % 4 if label is None else label), (keep or [True] * 8)
+    return {"label": jnp.asarray(label, jnp.int32), "label_keep": jnp.asarray(keep)}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -74,21 +77,21 @@ def test_parameters_are_a_plain_float32_tree_whatever_the_compute_dtype(name):
         assert all(type(entry) is jax.tree_util.DictKey for entry in path)
         assert all(type(entry.key) is str for entry in path)
     out = jax.eval_shape(net.apply, tree, *inputs(shape), {})
-    assert (out.shape, out.dtype) == ((4, *shape), jnp.float32)
+    assert (out.shape, out.dtype) == ((8, *shape), jnp.float32)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_output_starts_at_zero(name):
     shape, _, _, apply = built(name)
-    out = apply(initial_params(name), *inputs(shape), {})
-    np.testing.assert_array_equal(out, jnp.zeros((4, *shape)))
+    out = apply(initial_params(name), *inputs(shape), labelled())
+    np.testing.assert_array_equal(out, np.zeros((8, *shape)))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_parameter_and_input_matters(name):
     shape, net, params, _ = built(name)
     x, noise = inputs(shape)
-    conditioning = {"label": jnp.arange(4), "label_keep": jnp.array([True, True, False, True])}
+    conditioning = labelled(keep=[True, True, False, True] * 2)
 
     @jit
     def gradients(params, x, noise):
@@ -105,48 +108,67 @@ def test_every_parameter_and_input_matters(name):
 def test_dropped_label_is_the_missing_label(name):
     shape, _, params, apply = built(name)
     x, noise = inputs(shape)
-    label = jnp.array([0, 1, 2, 3])
-    keep = jnp.array([True, False, True, False])
-    absent = apply(params, x, noise, {})
-    kept = apply(params, x, noise, {"label": label})
-    mixed = apply(params, x, noise, {"label": label, "label_keep": keep})
-    other = apply(params, x, noise, {"label": label.at[1].set(3), "label_keep": keep})
+    run = functools.partial(apply, params, x, noise)
+    label, keep = np.arange(8) % 4, [True, False] * 4
+    absent, kept, mixed = run({}), run(labelled()), run(labelled(keep=keep))
+    other = run(labelled(np.where(keep, label, 3 - label), keep))
     np.testing.assert_array_equal(mixed, other)
     np.testing.assert_allclose(mixed[1::2], absent[1::2], atol=1e-5)
     np.testing.assert_allclose(mixed[::2], kept[::2], atol=1e-5)
     assert np.abs(kept - absent).max(axis=tuple(range(1, x.ndim))).min() > 1e-4
-    swapped = apply(params, x, noise, {"label": label[::-1]})
+    swapped = run(labelled(label[::-1]))
     assert np.abs(kept - swapped).max(axis=tuple(range(1, x.ndim))).min() > 1e-4
+
+
+def test_what_has_no_mask_is_kept():
+    shape, make = CASES["mlp"]
+    net = functional(functools.partial(make, num_classes=4, scalars=2))
+    run = functools.partial(jit(net.apply), drawn(net.init, move=0.1), *inputs(shape))
+    given = {"label": labelled()["label"], "scalar": normal(8, 2, seed=2)}
+    keep = jnp.ones(8, bool)
+    masked = run({**given, "label_keep": keep, "scalar_keep": keep})
+    np.testing.assert_allclose(run(given), masked, atol=1e-5)
+    dropped = run({**given, "label_keep": keep, "scalar_keep": ~keep})
+    assert np.abs(dropped - masked).max() > 1e-3
 
 
 def test_label_out_of_range_is_loud_where_it_is_kept():
     shape, _, params, apply = built("mlp")
     x, noise = inputs(shape)
-    label, keep = jnp.array([0, 4, -1, 9]), jnp.array([True, True, True, False])
-    out = apply(params, x, noise, {"label": label, "label_keep": keep})
-    np.testing.assert_array_equal(np.isnan(out).all(axis=1), [False, True, True, False])
+    out = apply(params, x, noise, labelled([0, 4, -1, 9] * 2, [True, True, True, False] * 2))
+    np.testing.assert_array_equal(np.isnan(out).all(axis=1), [False, True, True, False] * 2)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_examples_do_not_see_each_other(name):
     shape, _, params, apply = built(name)
-    x, noise = inputs(shape)
-    label = jnp.arange(4)
-    whole = apply(params, x, noise, {"label": label})
-    part = apply(params, x[2:3], noise[2:3], {"label": label[2:3]})
-    np.testing.assert_allclose(part, whole[2:3], atol=2e-5)
+    x, noise = (np.array(a) for a in inputs(shape))
+    whole = apply(params, x, noise, labelled())
+    label = np.arange(8) % 4
+    x[3:], noise[3:], label[3:] = 5 - x[3:], -noise[3:], 3 - label[3:]
+    beside_others = apply(params, x, noise, labelled(label))
+    np.testing.assert_allclose(beside_others[:3], whole[:3], atol=2e-5)
+    assert np.abs(beside_others - whole)[3:].max() > 1e-3
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_dropout_needs_a_key_and_follows_it(name):
-    shape, _, params, apply = built(name, dropout=0.4)
+    shape, net, params, apply = built(name, dropout=0.4)
     x, noise = inputs(shape)
-    run = functools.partial(apply, params, x, noise, {})
-    keys = jax.random.split(jax.random.key(0), 4)
-    np.testing.assert_array_equal(run(), run())
+    run = functools.partial(apply, params, x, noise, labelled())
+    keys = jax.random.split(jax.random.key(0), 8)
+    # Without a key nothing is drawn.
+    draws = [
+        str(jax.make_jaxpr(functools.partial(net.apply, key=key))(params, x, noise, {})).count(
+            "random_bits"
+        )
+        for key in (None, keys[0])
+    ]
+    assert draws[0] == 0 < draws[1]
+    without = built(name)[3](params, x, noise, labelled())
     np.testing.assert_array_equal(run(key=keys[0]), run(key=keys[0]))
     assert not np.allclose(run(key=keys[0]), run(key=keys[1]), atol=1e-3)
-    assert not np.allclose(run(key=keys[0]), run(), atol=1e-3)
+    assert not np.allclose(run(key=keys[0]), without, atol=1e-3)
     each = run(key=keys)
     changed = run(key=keys.at[0].set(jax.random.key(9)))
     np.testing.assert_allclose(each[1:], changed[1:], atol=1e-5)
@@ -158,8 +180,8 @@ def test_bfloat16_compute_stays_near_float32(name):
     shape, _, params, apply = built(name)
     _, _, _, half = built(name, dtype="bfloat16")
     x, noise = inputs(shape)
-    want = apply(params, x, noise, {})
-    got = half(params, x, noise, {})
+    want = apply(params, x, noise, labelled())
+    got = half(params, x, noise, labelled())
     assert got.dtype == jnp.float32
     error = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
     assert 0 < error < 0.05
@@ -170,12 +192,12 @@ def test_noise_inputs_that_name_one_level_agree():
     shape, _, params, apply = built("mlp")
     x, noise = inputs(shape)
     _, _, _, c_noise = built("mlp", noise_input="c_noise")
-    flipped = c_noise(params, x, noise / 8, {})
-    np.testing.assert_allclose(flipped, apply(params, x, noise, {}), atol=2e-3)
+    flipped = c_noise(params, x, noise / 8, labelled())
+    np.testing.assert_allclose(flipped, apply(params, x, noise, labelled()), atol=2e-3)
     _, timestep, _, _ = built("mlp", noise_input="timestep")
     _, t, _, _ = built("mlp", noise_input="t")
-    by_step = jit(timestep.apply)(params, x, 1000 * jnp.linspace(0, 1, 4), {})
-    by_time = jit(t.apply)(params, x, jnp.linspace(0, 1, 4), {})
+    by_step = jit(timestep.apply)(params, x, 1000 * jnp.linspace(0, 1, 8), {})
+    by_time = jit(t.apply)(params, x, jnp.linspace(0, 1, 8), {})
     np.testing.assert_allclose(by_time, by_step, atol=2e-3)
     assert (t.noise_input, timestep.noise_input) == ("t", "timestep")
 
@@ -183,8 +205,8 @@ def test_noise_inputs_that_name_one_level_agree():
 @pytest.mark.parametrize("name", CASES)
 def test_eight_devices_give_the_single_device_result(name):
     shape, net, params, apply = built(name)
-    x, noise = inputs(shape, 16)
-    conditioning = {"label": jnp.arange(16) % 4}
+    x, noise = inputs(shape)
+    conditioning = labelled()
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), (jax.sharding.AxisType.Auto,) * 2)
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -217,11 +239,11 @@ def test_apply_is_pure_under_vmap_and_repeated_tracing():
     shape, net, params, apply = built("mlp")
     x, noise = inputs(shape)
     pair = jax.tree.map(lambda a: np.stack([a, 2 * a]), params)
-    outs = jit(jax.vmap(lambda p: net.apply(p, x, noise, {})))(pair)
-    np.testing.assert_allclose(outs[0], apply(params, x, noise, {}), atol=1e-5)
+    outs = jit(jax.vmap(lambda p: net.apply(p, x, noise, labelled())))(pair)
+    np.testing.assert_allclose(outs[0], apply(params, x, noise, labelled()), atol=1e-5)
     assert not np.allclose(outs[1], outs[0], atol=1e-3)
     with pytest.raises(ValueError, match=r"examples of shape \(6,\).*takes \(5,\)"):
-        net.apply(params, jnp.ones((4, 6)), noise, {})
+        jax.eval_shape(net.apply, params, jnp.ones((8, 6)), noise, {})
 
 
 def test_modules_with_hidden_state_or_list_keys_are_refused():
@@ -262,10 +284,12 @@ def test_every_dropout_has_a_key_of_its_own(name, monkeypatch):
     unrolled = {} if name == "mlp" else {"scan": False}
     net = functional(functools.partial(make, dropout=0.5, **unrolled))
 
+    tree = jax.eval_shape(net.init, jax.random.key(0))
+    tree = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), tree)
+
     @jit
     def keys():
-        tree = net.init(jax.random.key(0))
-        net.apply(tree, *inputs(shape), {}, key=jax.random.key(1))
+        net.apply(jax.tree.map(jnp.asarray, tree), *inputs(shape), {}, key=jax.random.key(1))
         return jnp.stack(seen)
 
     expected = {"edm2": 10, "mlp": 2, "unet": 8, "dit": 4, "uvit": 6}

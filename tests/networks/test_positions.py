@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import run
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.networks import positions
@@ -13,8 +14,9 @@ from diffusion_jax.networks import positions
 def turned(grid, head_dim, vector):
     """One vector of a head, standing at every position of a grid."""
     angles = positions.axial_angles(grid, head_dim)
-    wide = jnp.broadcast_to(jnp.asarray(vector), (1, len(angles), 1, head_dim))
-    return np.asarray(positions.rotate(wide, angles))[0, :, 0].reshape(*grid, head_dim)
+    wide = np.broadcast_to(vector, (1, len(angles), 1, head_dim))
+    out = run(lambda wide: positions.rotate(wide, angles), wide)
+    return np.asarray(out)[0, :, 0].reshape(*grid, head_dim)
 
 
 @pytest.mark.parametrize(
@@ -44,8 +46,8 @@ def test_turning_is_a_rotation_and_the_rest_stays():
     x = np.random.default_rng(0).normal(size=(2, 12, 3, 14)).astype(np.float32)
     angles = positions.axial_angles((4, 3), 14)
     assert angles.shape == (12, 6)  # 14 entries: 3 pairs for each of 2 axes, 2 over
-    out = positions.rotate(jnp.asarray(x), angles)
-    np.testing.assert_allclose(jnp.linalg.norm(out, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
+    out = np.asarray(run(lambda x: positions.rotate(x, angles), x))
+    np.testing.assert_allclose(np.linalg.norm(out, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
     np.testing.assert_array_equal(out[..., 12:], x[..., 12:])
     np.testing.assert_array_equal(out[:, 0], x[:, 0])
     # Highest frequency: one radian a step along the last axis.
@@ -61,10 +63,11 @@ def test_tokens_without_a_place_are_not_turned():
 def test_rotation_in_half_precision_turns_in_float32():
     x = jnp.ones((1, 300, 1, 8), jnp.bfloat16)
     angles = positions.axial_angles((300,), 8)
-    out = positions.rotate(x, angles)
+    out, exact = run(
+        lambda x: (positions.rotate(x, angles), positions.rotate(x.astype(jnp.float32), angles)), x
+    )
     assert out.dtype == jnp.bfloat16
-    exact = positions.rotate(x.astype(jnp.float32), angles)
-    np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.01)
+    np.testing.assert_allclose(np.float32(out), exact, atol=0.01)
 
 
 def test_heads_too_small_for_the_axes_are_refused():

@@ -7,9 +7,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.networks import DiT, UViT, functional, presets_dit
+from diffusion_jax.networks import DiT, UViT, presets_dit
 from diffusion_jax.parallel.flops import count_flops
 
 LATENTS = (32, 32, 4)
@@ -17,13 +18,16 @@ LATENTS = (32, 32, 4)
 
 def counts(make):
     """Millions of parameters and, for one example, billions of multiply-adds."""
-    net = functional(make)
-    params = jax.eval_shape(net.init, jax.random.key(0))
+    net, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     x = jax.ShapeDtypeStruct((1, *make.args[0]), jnp.float32)
     noise = jax.ShapeDtypeStruct((1,), jnp.float32)
     conditioning = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
-    flops = count_flops(net.apply, params, x, noise, conditioning)
-    return sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6, flops / 2e9
+
+    def apply(state, *inputs):
+        return nnx.merge(net, state)(*inputs)
+
+    flops = count_flops(apply, state, x, noise, conditioning)
+    return sum(leaf.size for leaf in jax.tree.leaves(state)) / 1e6, flops / 2e9
 
 
 # Peebles & Xie 2023, table 4 (256 x 256) and the text on 512 x 512. They count multiply-adds,
@@ -81,9 +85,8 @@ def test_uvit(name, shape, classes, millions, billions):
 )
 def test_jit(name, millions):
     options = presets_dit.dit_preset(name)
-    net = functional(functools.partial(DiT, (256, 256, 3), num_classes=1000, **options))
-    params = jax.eval_shape(net.init, jax.random.key(0))
-    assert round(sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6) == millions
+    parameters, _ = counts(functools.partial(DiT, (256, 256, 3), num_classes=1000, **options))
+    assert round(parameters) == millions
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from quick import drawn, jit, normal
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.networks import TextConfig, text
-
-# Tests compile much and compute little.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+from diffusion_jax.networks.stacking import unstack_blocks
 
 SMALL = TextConfig(dim=16, depth=2, heads=2)
 
@@ -25,44 +24,51 @@ def encoded(*captions, length):
     return jnp.asarray([row + [0] * (length - len(row)) for row in rows], jnp.int32)
 
 
-@functools.cache
-def module(config=SMALL, **options):
-    """The module and a compiled call of it."""
+def abstract(config=SMALL, **options):
+    """The module with shapes in place of arrays, and what makes it."""
     options = {"dim": 12, "pooled_dim": 10, **options}
 
-    def make():
-        return text.TextConditioning(config, **options, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    def make(key=0):
+        return text.TextConditioning(config, **options, dtype=jnp.float32, rngs=nnx.Rngs(key))
 
-    graphdef = nnx.split(nnx.eval_shape(make))[0]
-    params = jit(lambda: nnx.state(make(), nnx.Param))()
-    call = jit(
-        lambda params, entries, batch: nnx.merge(graphdef, params)(entries, batch), static_argnums=2
-    )
-    return nnx.merge(graphdef, params), functools.partial(call, params)
+    return nnx.eval_shape(make), make
 
 
+@functools.cache
+def params(config=SMALL):
+    return drawn(lambda key: nnx.to_pure_dict(nnx.state(abstract(config)[1](key), nnx.Param)))
+
+
+@functools.cache
 def conditioning(config=SMALL, **options):
-    return module(config, **options)[1]
+    """A compiled call of the module."""
+    graphdef = nnx.split(abstract(config, **options)[0])[0]
+    tree = params(config) if options.get("scan", True) else jit(unstack_blocks)(params(config))
+    call = jit(
+        lambda tree, entries, batch: nnx.merge(graphdef, tree)(entries, batch), static_argnums=2
+    )
+    return functools.partial(call, tree)
 
 
-def run(*captions, length=8, config=SMALL, **entries):
-    tokens = encoded(*captions, length=length)
-    return conditioning(config)({"text": tokens, **entries}, len(captions))
+BATCH = 5
 
 
-def assert_same(a, b):
-    """Equal pooled vectors, and equal tokens where either is seen."""
-    np.testing.assert_allclose(a.pooled, b.pooled, atol=1e-5)
-    for one, other in zip(a.tokens, b.tokens, strict=True):
-        size = min(len(one), len(other))
-        np.testing.assert_allclose(one[:size], other[:size], atol=1e-5)
+def run(*captions, length=8, config=SMALL, keep=None, **options):
+    """The captions' rows of a batch that is filled up, so that one program serves all calls."""
+    rest = BATCH - len(captions)
+    tokens = encoded(*captions, *[""] * rest, length=length)
+    keep = jnp.asarray([*(keep or [True] * len(captions)), *[True] * rest])
+    out = conditioning(config, **options)({"text": tokens, "text_keep": keep}, BATCH)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(captions)], out)
 
 
 def test_shapes_and_mask():
     out = run("cat", "fünf")
     assert (out.tokens.shape, out.pooled.shape) == ((2, 8, 12), (2, 10))
     np.testing.assert_array_equal(out.mask.sum(1), [3, 5])  # an umlaut is two bytes
-    tokens, mask, pooled = jit(module()[0].encoder)(encoded("cat", length=8))
+    graphdef = nnx.split(abstract()[0].encoder)[0]
+    encode = jit(lambda tree, tokens: nnx.merge(graphdef, tree)(tokens))
+    tokens, mask, pooled = encode(params()["encoder"], encoded("cat", length=8))
     assert (tokens.shape, mask.shape, pooled.shape) == ((1, 8, 16), (1, 8), (1, 16))
     np.testing.assert_allclose(pooled[0], tokens[0, :3].mean(0), atol=1e-5)
 
@@ -83,7 +89,7 @@ def test_order_and_every_byte_matter():
 
 def test_dropped_empty_and_absent_texts_are_the_same_null():
     absent = conditioning()({}, 3)
-    mixed = run("cat", "", "dog", text_keep=jnp.asarray([True, True, False]))
+    mixed = run("cat", "", "dog", keep=[True, True, False])
     assert absent.tokens.shape == (3, 1, 12)
     np.testing.assert_array_equal(absent.mask, True)
     np.testing.assert_array_equal(mixed.tokens[1:, :1], absent.tokens[1:])
@@ -97,75 +103,80 @@ def test_dropped_empty_and_absent_texts_are_the_same_null():
 
 
 def test_gradients_reach_encoder_and_nulls_and_are_finite_with_empty_texts():
-    graphdef, params = nnx.split(module()[0], nnx.Param)
+    graphdef = nnx.split(abstract()[0])[0]
 
-    def loss(params, keep):
+    @jit
+    @jax.grad
+    def gradients(params, keep):
         out = nnx.merge(graphdef, params)(
             {"text": encoded("cat", "", length=5), "text_keep": keep}, 2
         )
         seen = jnp.where(out.mask[..., None], out.tokens, 0)
         return jnp.sum(jnp.sin(seen)) + jnp.sum(jnp.sin(out.pooled))
 
-    gradients = jit(jax.grad(loss))(params, jnp.asarray([True, True]))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+    kept = gradients(params(), jnp.asarray([True, True]))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(kept):
         assert np.isfinite(leaf).all(), path
         assert np.abs(leaf).max() > 0, path
-    dropped = nnx.to_pure_dict(jit(jax.grad(loss))(params, jnp.asarray([False, False])))
+    dropped = gradients(params(), jnp.asarray([False, False]))
     assert not np.any(dropped["encoder"]["table"])
     assert np.abs(dropped["null"]).min() > 0
 
 
 def test_numbers_that_are_no_bytes_are_loud():
-    tokens = jnp.asarray([[1, 257], [256, 0], [-3, 4]], jnp.int32)
-    out = conditioning()({"text": tokens}, 3)
-    np.testing.assert_array_equal(np.isnan(out.pooled).any(1), [True, False, True])
+    tokens = np.zeros((BATCH, 8), np.int32)
+    tokens[:3, :2] = [[1, 257], [256, 0], [-3, 4]]
+    out = conditioning()({"text": jnp.asarray(tokens), "text_keep": jnp.ones(BATCH, bool)}, BATCH)
+    np.testing.assert_array_equal(np.isnan(out.pooled).any(1)[:3], [True, False, True])
 
 
 @pytest.mark.parametrize("attention", ["auto", "xla", "cudnn"])
 def test_layouts_and_attentions_agree(attention):
     # Masked attention has no fused kernel: with cudnn the encoder takes xla, on any device.
     options = {"scan": False, "remat": "full", "attention": attention}
-    np.testing.assert_allclose(
-        conditioning(SMALL, **options)({"text": encoded("cat", length=6)}, 1).pooled,
-        run("cat").pooled,
-        atol=1e-5,
-    )
+    np.testing.assert_allclose(run("cat", **options).pooled, run("cat").pooled, atol=1e-5)
 
 
 FROZEN = TextConfig(features=6)
 
 
 def test_tokens_of_a_frozen_encoder():
-    call = conditioning(FROZEN)
-    tokens = jax.random.normal(jax.random.key(0), (2, 4, 6))
+    tokens = np.asarray(normal(2, 4, 6))
     mask = jnp.asarray([[True, True, False, False], [True] * 4])
-    out = call({"text": tokens, "text_mask": mask}, 2)
+
+    def call(tokens, keep=(True, True)):
+        entries = {"text": jnp.asarray(tokens), "text_mask": mask, "text_keep": jnp.asarray(keep)}
+        return conditioning(FROZEN)(entries, 2)
+
+    out = call(tokens)
     assert (out.tokens.shape, out.pooled.shape) == ((2, 4, 12), (2, 10))
-    assert module(FROZEN)[0].encoder is None
+    assert abstract(FROZEN)[0].encoder is None
     # What lies under the mask may be anything.
-    noisy = call({"text": tokens.at[0, 2:].set(jnp.nan), "text_mask": mask}, 2)
+    noise = np.array(tokens)
+    noise[0, 2:] = np.nan
+    noisy = call(noise)
     np.testing.assert_array_equal(noisy.pooled, out.pooled)
     assert np.isfinite(noisy.tokens).all()
-    cut = call({"text": tokens[:1, :2]}, 1)
+    cut = conditioning(FROZEN)({"text": jnp.asarray(tokens[:1, :2])}, 1)
     np.testing.assert_allclose(cut.tokens[0], out.tokens[0, :2], atol=1e-6)
     np.testing.assert_allclose(cut.pooled[0], out.pooled[0], atol=1e-6)
     # Their scale does not matter, nor do dropped ones.
-    np.testing.assert_allclose(
-        call({"text": 100 * tokens, "text_mask": mask}, 2).pooled, out.pooled, atol=1e-3
-    )
-    keep = jnp.asarray([False, True])
-    dropped = call({"text": tokens, "text_mask": mask, "text_keep": keep}, 2)
-    np.testing.assert_array_equal(dropped.pooled[0], call({}, 2).pooled[0])
+    np.testing.assert_allclose(call(100 * tokens).pooled, out.pooled, atol=1e-3)
+    dropped = call(tokens, keep=(False, True))
+    absent = conditioning(FROZEN)({}, 2)
+    np.testing.assert_array_equal(dropped.pooled[0], absent.pooled[0])
     np.testing.assert_array_equal(dropped.pooled[1], out.pooled[1])
 
 
 def test_only_what_a_network_uses_is_there():
-    pooled = conditioning(SMALL, dim=0)({"text": encoded("cat", length=4)}, 1)
+    def out(entries, **options):
+        return nnx.eval_shape(lambda: abstract(**options)[1]()(entries, 1))
+
+    pooled = out({"text": encoded("cat", length=4)}, dim=0)
     assert pooled.tokens is None
     assert pooled.pooled.shape == (1, 10)
-    tokens = conditioning(SMALL, pooled_dim=0)
-    assert tokens({}, 1).pooled is None
-    plain = module(SMALL, pooled_dim=0)[0]
+    assert out({}, pooled_dim=0).pooled is None
+    plain = abstract(pooled_dim=0)[0]
     assert plain.pool is plain.null_pooled is None
 
 

@@ -10,15 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from quick import drawn, jit, normal
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.networks import TextConfig, UNet, functional
 from diffusion_jax.networks.unet_blocks import StageOptions
 from diffusion_jax.parallel.mesh import make_mesh
 from diffusion_jax.parallel.sharding import path_name, shardings_for
-
-# Tests compile much and compute little.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 SMALL = functools.partial(UNet, channels=8, multipliers=(1, 2, 2), blocks=1, heads=2)
 
@@ -100,8 +98,8 @@ def test_audio_has_one_spatial_axis_and_channels_can_change():
 def test_skip_connections_reach_the_output():
     # With everything below the first level silenced the input still shapes the output.
     net = functional(functools.partial(SMALL, (4, 4, 1), multipliers=(1, 2), blocks=1))
-    params = jit(net.init)(jax.random.key(0))
-    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
+    params = drawn(net.init)
+    params["head"]["kernel"] = normal(*params["head"]["kernel"].shape, seed=1)
     params["up"]["level1_upsample"]["conv"]["kernel"] *= 0
     out = jit(net.apply)(
         params, jnp.stack([jnp.zeros((4, 4, 1)), jnp.eye(4)[..., None]]), jnp.zeros(2), {}
@@ -123,9 +121,7 @@ FULL = functools.partial(
 @functools.cache
 def moved():
     """Parameters off their zero start."""
-    tree = jit(functional(FULL).init)(jax.random.key(0))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda a: a + 0.1 * rng.normal(size=a.shape).astype(np.float32), tree)
+    return drawn(functional(FULL).init, move=0.1)
 
 
 def inputs():
@@ -138,7 +134,7 @@ def inputs():
         "scalar": jnp.linspace(-1.0, 3.0, 8).reshape(4, 2),
         "text": jnp.asarray(text),
     }
-    return jax.random.normal(jax.random.key(1), (4, 8, 8, 1)), jnp.arange(4.0), conditioning
+    return normal(4, 8, 8, 1, seed=1), jnp.arange(4.0), conditioning
 
 
 @functools.cache
@@ -151,26 +147,38 @@ def applied():
         conditioning = {k: v for k, v in conditioning.items() if k not in drop}
         return net.apply(tree, x, noise, {**conditioning, **entries})
 
-    return lambda drop=(), **entries: run(moved(), drop, entries)
+    # All calls give both masks, so that one program serves them.
+    whole = {"text_keep": jnp.ones(4, bool), "scalar_keep": jnp.ones(4, bool)}
+    return lambda **entries: run(moved(), (), {**whole, **entries}), lambda: run(moved(), DROP, {})
+
+
+DROP = ("text", "scalar")
 
 
 def test_padding_of_the_text_changes_nothing():
+    given, _ = applied()
     text = inputs()[2]["text"]
-    base = applied()(text=text)
-    longer = applied()(text=jnp.pad(text, ((0, 0), (0, 7))))
+    base = given(text=text)
+    longer = given(text=np.pad(text, ((0, 0), (0, 7))))
     np.testing.assert_allclose(longer, base, atol=2e-5)
-    distance = np.abs(applied()(text=text.at[0, 4].add(1)) - base).max(axis=(1, 2, 3))
+    changed = np.array(text)
+    changed[0, 4] += 1
+    distance = np.abs(given(text=changed) - base).max(axis=(1, 2, 3))
     assert distance[0] > 1e-5
     assert distance[1:].max() < 1e-6
 
 
-@pytest.mark.parametrize("name", ["text", "scalar"])
-def test_what_is_dropped_is_as_if_absent(name):
-    absent, given = applied()(drop=(name,)), applied()()
-    mixed = applied()(**{f"{name}_keep": jnp.asarray([True, False, False, True])})
+def test_what_is_dropped_is_as_if_absent():
+    given, without = applied()
+    text, keep = inputs()[2]["text"], jnp.asarray([True, False, False, True])
+    whole, absent = given(text=text), without()
+    mixed = given(text=text, **{f"{name}_keep": keep for name in DROP})
     np.testing.assert_allclose(mixed[1:3], absent[1:3], atol=1e-5)
-    np.testing.assert_allclose(mixed[::3], given[::3], atol=1e-5)
-    assert np.abs(given - absent)[1].max() > 1e-4
+    np.testing.assert_allclose(mixed[::3], whole[::3], atol=1e-5)
+    for name in DROP:
+        one = given(text=text, **{f"{name}_keep": keep})
+        np.testing.assert_allclose(one[::3], whole[::3], atol=1e-5)
+        assert np.abs(whole - one)[1].max() > 1e-4
 
 
 def test_text_is_read_where_there_is_attention_and_with_the_noise():
@@ -179,9 +187,9 @@ def test_text_is_read_where_there_is_attention_and_with_the_noise():
     assert tree["up"]["level1_0"]["attention"]["cross"]["kv"]["kernel"].shape == (8, 32)
     assert tree["text"]["pool"]["kernel"].shape == (8, 32)
     with pytest.raises(ValueError, match="this network reads bytes"):
-        net.apply(moved(), *inputs()[:2], {"text": jnp.zeros((4, 2, 8))})
+        jax.eval_shape(net.apply, tree, *inputs()[:2], {"text": jnp.zeros((4, 2, 8))})
     with pytest.raises(ValueError, match=r"scalar has shape \(4, 3\)"):
-        net.apply(moved(), *inputs()[:2], {"scalar": jnp.zeros((4, 3))})
+        jax.eval_shape(net.apply, tree, *inputs()[:2], {"scalar": jnp.zeros((4, 3))})
 
 
 def stacked(tree, plan):
@@ -207,10 +215,8 @@ def test_neither_scan_nor_remat_changes_a_gradient():
     scanned = functools.partial(make, scan=True, remat="full")
     plan = nnx.eval_shape(lambda: scanned(rngs=nnx.Rngs(0))).plan
     assert [part.depth for part in plan.up] == [3, 1, 1, 1, 3]
-    tree = jit(functional(make).init)(jax.random.key(0))
-    rng = np.random.default_rng(0)
-    tree = jax.tree.map(lambda a: a + 0.1 * rng.normal(size=a.shape).astype(np.float32), tree)
-    x = jax.random.normal(jax.random.key(1), (2, 4, 4, 1))
+    tree = drawn(functional(make).init, move=0.1)
+    x = normal(2, 4, 4, 1, seed=1)
 
     def gradients(make, tree):
         net = functional(make)
@@ -245,7 +251,7 @@ def test_sharded_equals_unsharded(scan):
     tree = jax.eval_shape(net.init, jax.random.key(0))
     tree = jax.tree_util.tree_map_with_path(fill, tree)
     _, noise, conditioning = inputs()
-    x = jax.random.normal(jax.random.key(1), (4, 4, 4, 1))
+    x = normal(4, 4, 4, 1, seed=1)
 
     def loss(tree):
         out = net.apply(tree, x, noise, {k: conditioning[k] for k in ("label", "text")})
@@ -285,10 +291,8 @@ OPTIONS = [
 def test_options_change_the_output_and_train_every_part(options):
     make = functools.partial(SMALL, (4, 4, 1), multipliers=(1, 2), **options)
     net = functional(make)
-    tree = jit(net.init)(jax.random.key(0))
-    rng = np.random.default_rng(0)
-    tree = jax.tree.map(lambda a: a + 0.1 * rng.normal(size=a.shape).astype(np.float32), tree)
-    x = jax.random.normal(jax.random.key(1), (2, 4, 4, 1))
+    tree = drawn(net.init, move=0.1)
+    x = normal(2, 4, 4, 1, seed=1)
     for path, gradient in jax.tree_util.tree_leaves_with_path(
         jit(jax.grad(lambda t: jnp.mean((net.apply(t, x, jnp.arange(2.0), {}) - 1) ** 2)))(tree)
     ):
@@ -297,7 +301,7 @@ def test_options_change_the_output_and_train_every_part(options):
 
 def test_rescaled_residual_block_keeps_the_variance_of_independent_branches():
     options = StageOptions(rank=2, condition=8, rescale_skips=True)
-    a, b = jax.random.normal(jax.random.key(0), (2, 100_000))
+    a, b = normal(100_000), normal(100_000, seed=1)
     assert float(jnp.std(options.join(a, b))) == pytest.approx(1.0, abs=0.01)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import jit
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.objectives.adaptive_time import AdaptiveTime
@@ -30,7 +31,7 @@ def trained(adaptive, steps=200):
     """Statistics after steps in which the losses were as above."""
     statistics = adaptive.init()
 
-    @jax.jit
+    @jit
     def body(statistics, n):
         u, stratum = numbers(n, 64)
         statistics = adaptive.begin(statistics, n)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick import jit, normal, run
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.objectives.alignment import Alignment, network_encoder
@@ -31,33 +32,33 @@ def identity(dim):
 def test_equal_directions_are_minus_one_and_right_angles_nothing():
     part = make(feature_dim=3, hidden=3)
     frozen = {"alignment": {"kernel": 2.0 * jnp.eye(3)}}
-    x0 = jnp.broadcast_to(jnp.array([50.0, 0.0, 0.0]), (2, 4, 3))
-    features = x0.at[1].set(jnp.array([0.0, 80.0, 0.0]))
-    values = part(identity(3), features, frozen, x0)
+    x0 = np.broadcast_to(np.float32([50.0, 0.0, 0.0]), (2, 4, 3))
+    features = np.array(x0)
+    features[1] = [0.0, 80.0, 0.0]
+    values = run(part, identity(3), features, frozen, x0)
     np.testing.assert_allclose(values, [-1.0, 0.0], atol=1e-5)
 
 
 def test_a_grid_of_other_size_is_averaged():
     """Four encoder tokens where the network has one: their mean."""
     part = make(feature_dim=2, target_dim=2, hidden=2)
-    x0 = jnp.zeros((1, 2, 2, 2)).at[..., 0].set(jnp.array([[60.0, 0.0], [0.0, 0.0]]))
-    x0 = x0.at[..., 1].set(jnp.array([[0.0, 0.0], [0.0, 60.0]]))
+    x0 = np.zeros((1, 2, 2, 2), np.float32)
+    x0[0, 0, 0, 0] = x0[0, 1, 1, 1] = 60.0
     frozen = {"alignment": {"kernel": jnp.eye(2)}}
     diagonal = jnp.full((1, 1, 2), 40.0)
-    np.testing.assert_allclose(part(identity(2), diagonal, frozen, x0), -1.0, atol=1e-5)
+    np.testing.assert_allclose(run(part, identity(2), diagonal, frozen, x0), -1.0, atol=1e-5)
 
 
 def test_the_projection_and_the_features_learn_and_the_encoder_does_not():
     part = make()
-    x0 = jax.random.normal(jax.random.key(0), (8, 4, 5))
-    features = jax.random.normal(jax.random.key(1), (8, 4, 6))
-    frozen = {"alignment": {"kernel": jax.random.normal(jax.random.key(2), (5, 3))}}
-    trained = {"own": part.init(jax.random.key(3)), "features": features}
+    x0, features = normal(8, 4, 5), normal(8, 4, 6, seed=1)
+    frozen = {"alignment": {"kernel": normal(5, 3, seed=2)}}
+    trained = {"own": run(part.init, jax.random.key(3)), "features": features}
 
     def loss(trained, frozen):
         return jnp.mean(part(trained["own"], trained["features"], frozen, x0))
 
-    _, frozen_grad = jax.grad(loss, argnums=(0, 1))(trained, frozen)
+    _, frozen_grad = run(jax.grad(loss, argnums=(0, 1)), trained, frozen)
     assert not np.asarray(frozen_grad["alignment"]["kernel"]).any()
     tx = optax.adam(1e-2)
 
@@ -67,8 +68,8 @@ def test_the_projection_and_the_features_learn_and_the_encoder_does_not():
         updates, state = tx.update(grads, state)
         return (optax.apply_updates(trained, updates), state), value
 
-    run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=200))
-    _, values = run((trained, tx.init(trained)))
+    many = jit(lambda trained: jax.lax.scan(step, (trained, tx.init(trained)), length=200))
+    _, values = many(trained)
     assert -1.0 <= float(values[-1]) < -0.95 < float(values[0])
 
 
@@ -95,4 +96,7 @@ def test_what_does_not_fit_is_one_line(shape, options, message):
     part = make(**options)
     frozen = {"alignment": {"kernel": jnp.ones((5, 3))}}
     with pytest.raises(ConfigError, match=message):
-        part(part.init(jax.random.key(0)), jnp.ones(shape), frozen, jnp.ones((2, 4, 5)))
+        jax.eval_shape(
+            lambda key: part(part.init(key), jnp.ones(shape), frozen, jnp.ones((2, 4, 5))),
+            jax.random.key(0),
+        )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import jit
 
 from diffusion_jax.diffusion.processes import KEEPS, Masked
 from diffusion_jax.objectives.base import Context
@@ -21,7 +22,7 @@ def evaluate(objective, x, mask=None, training=False):
     strata = jnp.arange(len(x)) / len(x)
     context = Context(jnp.int32(0), {}, {}, {}, strata, len(x), training)
     batch = {"x": x} if mask is None else {"x": x, "mask": mask}
-    return jax.jit(lambda batch, keys: objective({}, batch, keys, context))(batch, keys)
+    return jit(lambda batch, keys: objective({}, batch, keys, context))(batch, keys)
 
 
 @pytest.mark.parametrize("keep", KEEPS.values(), ids=list(KEEPS))

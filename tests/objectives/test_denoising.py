@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import jit, normal
 
 from diffusion_jax.diffusion import denoiser, schedules, time_sampling, weightings
 from diffusion_jax.diffusion.predictions import from_x0_eps
@@ -50,10 +51,10 @@ def make_objective(schedule, prediction, weighting="uniform", **kwargs):
 
 def evaluate(objective, dim=4, seed=0):
     keys = jax.random.split(jax.random.key(seed), SIZE)
-    x = C * jax.random.normal(jax.random.key(seed + 1), (SIZE, dim))
+    x = C * normal(SIZE, dim, seed=seed + 1)
     stratum = jnp.arange(SIZE) / SIZE
     context = Context(jnp.int32(0), {}, {}, {}, stratum, SIZE)
-    return jax.jit(lambda x, keys: objective({}, {"x": x}, keys, context))(x, keys)
+    return jit(lambda x, keys: objective({}, {"x": x}, keys, context))(x, keys)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_bins_are_named_by_their_edges():
 def test_masked_examples_count_for_nothing():
     objective = make_objective(schedules.cosine(), "v")
     keys = jax.random.split(jax.random.key(0), 8)
-    x = jax.random.normal(jax.random.key(1), (8, 3))
+    x = normal(8, 3, seed=1)
     mask = jnp.arange(8) < 5
     context = Context(jnp.int32(0), {}, {}, {}, jnp.arange(8) / 8, 8)
     _, whole = objective({}, {"x": x}, keys, context)

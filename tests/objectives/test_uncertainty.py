@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from quick import jit
 
 from diffusion_jax.objectives.uncertainty import Uncertainty
 
@@ -33,7 +34,7 @@ def test_its_optimum_is_the_logarithm_of_the_mean_loss():
     params = part.init(jax.random.key(0))
     tx = optax.adam(optax.linear_schedule(0.1, 0.0, 1500))
 
-    @jax.jit
+    @jit
     def run(params):
         def body(carry, key):
             params, state = carry

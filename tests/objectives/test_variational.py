@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from quick import jit, normal
 
 from diffusion_jax.data.heartbeat import heartbeat_sequences
 from diffusion_jax.diffusion import likelihood, schedules, time_grids
@@ -18,7 +19,7 @@ SIZE = 8192
 def evaluate(objective, x, seed=0):
     keys = jax.random.split(jax.random.key(seed), len(x))
     context = Context(jnp.int32(0), {}, {}, {}, jnp.arange(len(x)) / len(x), len(x))
-    return jax.jit(lambda x, keys: objective({}, {"x": x}, keys, context))(x, keys)
+    return jit(lambda x, keys: objective({}, {"x": x}, keys, context))(x, keys)
 
 
 def test_heartbeat_with_exact_marginals_meets_the_exact_bound():
@@ -50,7 +51,7 @@ def test_gaussian_with_the_exact_denoiser_meets_the_sum_of_all_steps():
         alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
         return alpha * 0.25 * x_t / (alpha**2 * 0.25 + sigma**2)
 
-    x = 0.5 * jax.random.normal(jax.random.key(5), (SIZE, 3))
+    x = 0.5 * normal(SIZE, 3, seed=5)
     loss, aux = evaluate(Variational(estimate=estimate, process=process, times=times), x)
 
     def denoise(x_t, t):

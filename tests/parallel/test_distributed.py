@@ -1,9 +1,11 @@
 """Start-up, agreement on SIGTERM and global batches, with real processes."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -51,6 +53,23 @@ def start_two(body):
 def finish(process):
     out, err = process.communicate(timeout=60)
     return process.returncode, out, err
+
+
+def test_a_process_alone_may_be_suspended_for_longer_than_a_heartbeat():
+    body = """
+distributed.initialize(heartbeat_timeout=1)
+print("up", flush=True)
+time.sleep(4)
+import jax
+print(jax.device_count())
+"""
+    process = start(body, DIFFUSION_JAX_CPU_DEVICES=1)
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    process.send_signal(signal.SIGCONT)
+    code, out, err = finish(process)
+    assert (code, out) == (0, "1\n"), err
 
 
 def test_one_process_starts_on_localhost_past_a_proxy_and_only_once():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 
@@ -10,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import OPTIONS
 
 from diffusion_jax.data.spec import DataSpec
 from diffusion_jax.diffusion import denoiser, processes, schedules, time_grids
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.parallel.mesh import make_mesh
-from diffusion_jax.pipelines import output
+from diffusion_jax.pipelines import output, pixel
 from diffusion_jax.pipelines.options import SamplingOptions
 from diffusion_jax.pipelines.pixel import PixelPipeline
 from diffusion_jax.pipelines.samples import Samples
@@ -60,9 +62,21 @@ def make(mesh=None, **changes):
     return PixelPipeline(**{**fields, **changes})
 
 
+@pytest.fixture(autouse=True)
+def _quick_to_compile(monkeypatch):
+    """These programs compute little; how they are optimised is not under test."""
+    monkeypatch.setattr(pixel, "compiler_options", lambda: OPTIONS)
+
+
+@functools.cache
+def shared():
+    """One pipeline for all tests that change nothing of it: its programs are compiled once."""
+    return make()
+
+
 @pytest.mark.parametrize(("solver", "steps"), [("heun", 30), ("dpmpp_2m", 40), ("ddpm", 200)])
 def test_moments_of_the_classes(solver, steps):
-    samples = make().sample(6000, labels=[2, 0], solver=solver, steps=steps, batch_size=6000)
+    samples = shared().sample(6000, labels=[2, 0], solver=solver, steps=steps, batch_size=6000)
     for label in (0, 2):
         x = samples.x[samples.label == label]
         assert len(x) == 3000
@@ -74,15 +88,15 @@ def test_moments_of_the_classes(solver, steps):
 
 @pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpmpp_sde"])
 def test_a_sample_depends_on_seed_and_index_alone(solver):
-    pipeline = make()
+    pipeline = shared()
     options = {"solver": solver, "steps": 5, "seed": 7}
     whole = pipeline.sample(24, batch_size=24, **options)
-    for size in (1, 7, 64):
+    for size in (1, 7, 64) if solver == "ddpm" else (7,):
         parts = pipeline.sample(24, batch_size=size, **options)
         np.testing.assert_allclose(parts.x, whole.x, atol=1e-4)
         np.testing.assert_array_equal(parts.label, whole.label)
-    few = pipeline.sample(5, **options)
-    np.testing.assert_allclose(few.x, whole.x[:5], atol=1e-4)
+    few = pipeline.sample(7, **options)
+    np.testing.assert_allclose(few.x, whole.x[:7], atol=1e-4)
     spread = make(make_mesh(data=4, fsdp=2)).sample(24, batch_size=20, **options)
     np.testing.assert_allclose(spread.x, whole.x, atol=1e-4)
     other = pipeline.sample(24, **{**options, "seed": 8})
@@ -90,18 +104,18 @@ def test_a_sample_depends_on_seed_and_index_alone(solver):
 
 
 def test_labels_are_cycled():
-    assert make().sample(7, labels=[2, 0, 0]).label.tolist() == [2, 0, 0, 2, 0, 0, 2]
-    assert make().sample(4).label.tolist() == [0, 1, 2, 0]
-    assert make().sample(2, labels=[1, 2, 0]).label.tolist() == [1, 2]
-    assert make(conditions=()).sample(4).label is None
+    sample = functools.partial(shared().sample, steps=1, batch_size=2)
+    assert sample(7, labels=[2, 0, 0]).label.tolist() == [2, 0, 0, 2, 0, 0, 2]
+    assert sample(4).label.tolist() == [0, 1, 2, 0]
+    assert sample(2, labels=[1, 2, 0]).label.tolist() == [1, 2]
+    assert make(conditions=()).sample(2, steps=1).label is None
 
 
 def test_guidance_against_its_closed_form():
     """One Euler-like step of DDIM from t = 1 (alpha = 0) to 0 returns x0_hat itself, which is
     linear in the guidance: unconditional + guidance (conditional - unconditional)."""
-    pipeline = make()
     for guidance in (0.0, 1.0, 3.0):
-        samples = pipeline.sample(6, steps=1, guidance=guidance)
+        samples = shared().sample(6, steps=1, guidance=guidance)
         expected = PRIOR_MEAN + guidance * (MEANS[samples.label] - PRIOR_MEAN)
         np.testing.assert_allclose(samples.x, expected, atol=1e-4)
 
@@ -116,21 +130,21 @@ def test_guidance_and_seed_compile_nothing_new():
 
 
 def test_trajectories_go_from_noise_to_the_samples():
-    samples = make().sample(5, steps=6, trajectory=True, batch_size=4)
+    samples = shared().sample(5, steps=6, trajectory=True, batch_size=4)
     assert samples.trajectory.shape == (7, 5, 2)
     np.testing.assert_array_equal(samples.trajectory[-1], samples.x)
-    plain = make().sample(5, steps=6)
+    plain = shared().sample(5, steps=6)
     np.testing.assert_allclose(plain.x, samples.x, atol=1e-4)
     assert plain.trajectory is None
-    starts = make().sample(4000, steps=1, trajectory=True, batch_size=4000).trajectory[0]
+    starts = shared().sample(4000, steps=1, trajectory=True, batch_size=4000).trajectory[0]
     np.testing.assert_allclose(starts.std(), 1.0, rtol=0.05)
     np.testing.assert_allclose(starts.mean(), 0.0, atol=0.06)
 
 
 def test_progress_counts_samples():
     seen = []
-    make().sample(10, batch_size=4, progress=seen.append)
-    assert seen == [4, 8, 10]
+    shared().sample(10, steps=1, batch_size=2, progress=seen.append)
+    assert seen == [2, 4, 6, 8, 10]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +181,7 @@ def test_progress_counts_samples():
 def test_bad_options(options, words):
     with pytest.raises(ConfigError, match=re.escape(words)) as raised:
         # The check of annotations that the tests turn on would come first.
-        inspect.unwrap(PixelPipeline.sample)(make(), **options)
+        inspect.unwrap(PixelPipeline.sample)(shared(), **options)
     assert "\n" not in str(raised.value)
 
 
@@ -204,12 +218,12 @@ def test_options_of_the_solver_go_over_the_pipelines_own():
     noisy = pipeline.sample(4)
     plain = pipeline.sample(4, solver_options={"eta": 0.0})
     assert np.abs(noisy.x - plain.x).max() > 1e-2
-    np.testing.assert_array_equal(plain.x, make().sample(4, steps=5).x)
+    np.testing.assert_array_equal(plain.x, shared().sample(4, steps=5).x)
 
 
 def test_guidance_acts_inside_its_interval_alone():
     """DDIM from t = 1 in two steps: guided at t = 1, or only below it."""
-    pipeline = make()
+    pipeline = shared()
     free = pipeline.sample(6, steps=2)
     early = pipeline.sample(6, steps=2, guidance=3.0, guidance_interval=(0.9, 1.0))
     never = pipeline.sample(6, steps=2, guidance=3.0, guidance_interval=(0.6, 0.9))
@@ -219,7 +233,7 @@ def test_guidance_acts_inside_its_interval_alone():
 
 def test_rescaled_guidance_has_the_deviation_of_the_conditional_branch():
     """One step to t = 0 returns x0_hat; Lin et al. 2024, eq. 15-16, by hand."""
-    pipeline = make()
+    pipeline = shared()
     free = pipeline.sample(6, steps=1).x
     full = pipeline.sample(6, steps=1, guidance=3.0).x
     half = pipeline.sample(6, steps=1, guidance=3.0, guidance_rescale=0.5).x

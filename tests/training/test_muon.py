@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick import jit
 
 from diffusion_jax.networks import functional
 from diffusion_jax.networks.dit import DiT
@@ -24,7 +25,7 @@ def direction(path, grad, **options):
     outer, inner = path.split("/")
     tx = scale_by_muon_or(optax.scale_by_adam(), rms=RMS, **options)
     tree = {outer: {inner: jnp.asarray(grad)}}
-    updates, _ = jax.jit(tx.update)(tree, tx.init(tree), tree)
+    updates, _ = jit(tx.update)(tree, tx.init(tree), tree)
     return np.asarray(updates[outer][inner])
 
 

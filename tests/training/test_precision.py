@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick import jit
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.objectives.base import Aux, Objective
@@ -57,7 +58,7 @@ def test_small_updates_come_to_pass_now_and_then():
     trainers = {name: constant_gradient(name) for name in ("float32", "masters", "stochastic")}
     ends = {}
     for name, trainer in trainers.items():
-        state, step = trainer.init(), jax.jit(trainer.train_step)
+        state, step = trainer.init(), jit(trainer.train_step)
         for _ in range(300):
             state, _ = step(state, {}, {"x": jnp.zeros((2, 1))})
         ends[name] = state
@@ -121,7 +122,7 @@ def test_a_parameters_rounding_depends_on_seed_step_and_path_alone():
 def test_steps_round_differently():
     """The same update at two steps: were the key the same, rounding errors would add up."""
     trainer = constant_gradient("stochastic")
-    state, step = trainer.init(), jax.jit(trainer.train_step)
+    state, step = trainer.init(), jit(trainer.train_step)
     moved = []
     for _ in range(2):
         before = np.asarray(state.params["w"], np.float32)

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import jit
 
 from diffusion_jax.checkpoints import Checkpointer, describe_mismatch
 from diffusion_jax.diffusion import schedules, time_sampling, weightings
-from diffusion_jax.networks import compiler_options, functional
+from diffusion_jax.networks import functional
 from diffusion_jax.networks.dit import DiT
 from diffusion_jax.objectives.adaptive_time import AdaptiveTime
 from diffusion_jax.objectives.alignment import Alignment
@@ -108,15 +109,17 @@ def make_batch(number):
     return {"x": generator.normal(size=(BATCH, DIM)).astype(np.float32)}
 
 
-def jit(function):
-    """Hardly any time is spent in these programs but their compilation."""
-    return jax.jit(function, compiler_options=compiler_options(run_once=True))
-
-
 @functools.cache
 def programs(precision, optimizer, accumulation=1):
     trainer = make_trainer(optimizer, precision, accumulation)
     return trainer, jit(trainer.init), jit(trainer.train_step)
+
+
+@functools.cache
+def plain():
+    """Without any option of the objective."""
+    trainer = make_trainer(adamw, drop={})
+    return jit(trainer.init), jit(trainer.train_step)
 
 
 def run(programs, steps=4, state=None, first=0):
@@ -195,11 +198,11 @@ def test_a_resumed_run_has_the_same_bits(precision, optimizer, tmp_path):
 
 def test_the_objectives_parameters_are_beside_the_networks():
     """Same network, same noise: turning options on moves no path and no initial weight."""
-    plain = jit(make_trainer(drop={}).init)()
+    without = plain()[0]()
     full = programs("stochastic", adamw)[1]()
-    assert set(full.params) == {*plain.params, "objective"}
+    assert set(full.params) == {*without.params, "objective"}
     assert set(full.params["objective"]) == {"uncertainty", "alignment"}
-    compare(plain.ema["default"], network_params(full.ema["default"]), rtol=1e-5)
+    compare(without.ema["default"], network_params(full.ema["default"]), rtol=1e-5)
     assert set(full.opt_state["optimizer"].inner_states) == {
         "uncertainty",
         "alignment",
@@ -224,8 +227,8 @@ def test_averages_need_names_of_their_own():
 
 def test_power_averages_in_a_run_are_the_sum_of_its_parameters():
     """The first update has weight one, whatever the weights were before it; skipped ones none."""
-    trainer, path = make_trainer(adamw, drop={}), []
-    state, step = jit(trainer.init)(), jit(trainer.train_step)
+    init, step = plain()
+    state, path = init(), []
     for n in range(6):
         batch = make_batch(n)
         if n == 2:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick import jit
 
 from diffusion_jax.objectives.base import Aux, Objective, ParameterGroup
 from diffusion_jax.parallel.mesh import batch_sharding, make_mesh
@@ -46,7 +47,7 @@ def make_batch(seed, size=32):
 
 def run(trainer, steps=3, size=32, start=None):
     state = trainer.init() if start is None else start
-    step = jax.jit(trainer.train_step)
+    step = jit(trainer.train_step)
     for n in range(steps):
         state, metrics = step(state, {}, make_batch(n, size))
     return state, metrics
@@ -89,7 +90,7 @@ def test_learns_the_least_squares_solution():
 
     batch = make_batch(0, 512)
     trainer = make_trainer(objective, optax.adam(1e-2), ema_decays={"long": 0.99})
-    state, step = trainer.init(), jax.jit(trainer.train_step)
+    state, step = trainer.init(), jit(trainer.train_step)
     for _ in range(1500):
         state, _ = step(state, {}, batch)
     gram = batch["x"].T @ batch["x"] / 512 + 0.25 * np.eye(4)
@@ -113,7 +114,7 @@ def test_guard_keeps_everything_but_the_counters(where):
     batch = make_batch(0)
     if where == "loss":
         batch["x"][5] = np.nan
-    after, metrics = jax.jit(trainer.train_step)(before, {}, batch)
+    after, metrics = jit(trainer.train_step)(before, {}, batch)
     for name in ("params", "ema", "extra"):
         assert leaves_equal(getattr(before, name), getattr(after, name))
     assert leaves_equal(before.opt_state["optimizer"], after.opt_state["optimizer"])
@@ -129,7 +130,7 @@ def test_guard_keeps_everything_but_the_counters(where):
 
 def test_guard_counts_start_again_after_a_good_step():
     trainer = make_trainer()
-    step = jax.jit(trainer.train_step)
+    step = jit(trainer.train_step)
     bad = make_batch(0)
     bad["x"][0, 0] = np.inf
     state = trainer.init()
@@ -143,7 +144,7 @@ def test_guard_counts_start_again_after_a_good_step():
 def test_bad_examples_keep_their_place_under_accumulation():
     batch = make_batch(0)
     batch["x"][13] = np.nan
-    _, metrics = jax.jit(make_trainer(accumulation=4).train_step)(make_trainer().init(), {}, batch)
+    _, metrics = jit(make_trainer(accumulation=4).train_step)(make_trainer().init(), {}, batch)
     assert np.flatnonzero(metrics.bad_examples).tolist() == [13]
 
 
@@ -184,7 +185,7 @@ def test_frozen_trees_are_arguments():
         return error, Aux({}, context.extra)
 
     trainer = make_trainer(objective, optax.sgd(1.0))
-    step = jax.jit(trainer.train_step)
+    step = jit(trainer.train_step)
     state = trainer.init()
     for value in (3.0, -1.0):
         teacher = {"teacher": {"w": jnp.full((4, 3), value)}}
@@ -219,7 +220,7 @@ def test_sharded_step_equals_the_single_device(axes):
         x = np.random.default_rng(n).normal(size=(32, 64)).astype(np.float32)
         return {"x": x, "y": x[:, :8]}
 
-    single, step = trainer.init(), jax.jit(trainer.train_step)
+    single, step = trainer.init(), jit(trainer.train_step)
     mesh = make_mesh(data=axes[0], fsdp=axes[1])
     compiled = CompiledTrainer(trainer, mesh, min_size=16)
     state = compiled.init()
@@ -244,6 +245,6 @@ def test_guard_sees_a_nan_that_only_the_update_has():
 
     trainer = make_trainer(objective, optax.adam(1e-2, eps=0.0))
     before = trainer.init()
-    after, metrics = jax.jit(trainer.train_step)(before, {}, make_batch(0))
+    after, metrics = jit(trainer.train_step)(before, {}, make_batch(0))
     assert leaves_equal(before.params, after.params)
     assert metrics.scalars["skipped"][0] == 1

@@ -97,6 +97,7 @@ def write(folder, how, lives=1):
 
 READ = """
 import io, json, os, sys, warnings
+sys.modules["tensorflow"] = None  # what reads needs none of it, and it takes seconds to import
 warnings.simplefilter("ignore")
 import numpy as np
 from PIL import Image
@@ -130,18 +131,6 @@ def read(folder):
     return json.loads(done.stdout.splitlines()[-1] if done.stdout else pytest.fail(done.stderr))
 
 
-def test_tensorboard_shows_scalars_images_and_hparams(tmp_path):
-    done = write(tmp_path, "with")
-    assert done.returncode == 0, done.stderr
-    assert list(tmp_path.glob("events.*"))
-    shown = read(tmp_path)
-    assert shown["scalars"] == [[1, 0.25], [2, 0.5]]
-    assert shown["image"] == [2, 5, 6]
-    assert shown["pixel"] == [200, 100, 50]
-    assert shown["hparams"]
-    assert [row["train/loss"] for row in rows(tmp_path)] == [0.25, 0.5]
-
-
 @pytest.mark.parametrize(
     ("lives", "scalars"),
     [
@@ -151,12 +140,17 @@ def test_tensorboard_shows_scalars_images_and_hparams(tmp_path):
         ),
     ],
 )
-def test_tensorboard_forgets_what_a_resume_writes_again(tmp_path, lives, scalars):
+def test_tensorboard_shows_what_is_written_and_forgets_what_a_resume_writes_again(
+    tmp_path, lives, scalars
+):
     """As metrics.jsonl does; and the config is written in the first life alone."""
     done = write(tmp_path, "with", lives)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.glob("events.*"))
     shown = read(tmp_path)
     assert shown["scalars"] == scalars
+    assert shown["image"] == [2, 5, 6]
+    assert shown["pixel"] == [200, 100, 50]
     assert [[row["step"], row["train/loss"]] for row in rows(tmp_path)] == scalars
     assert shown["hparams"]
     assert shown["hparams written"] == 1

@@ -1,0 +1,30 @@
+"""Configs of runs that take seconds."""
+
+from __future__ import annotations
+
+import functools
+
+from diffusion_jax import config as configs
+
+
+def tiny(**changes):
+    """A config of one small step on points; `a__b=v` sets `config.a.b`."""
+    config = configs.base()
+    config.data.name = "points"
+    config.network.name = "mlp"
+    config.network.mlp.width, config.network.mlp.depth = 8, 1
+    config.steps, config.batch_size, config.optimizer.warmup_steps = 1, 8, 1
+    config.logging.tensorboard = False
+    config.validation.examples = 8
+    config.sampling.num, config.sampling.steps = 8, 1
+    for path, value in changes.items():
+        *parents, key = path.split("__")
+        section = config
+        for parent in parents:
+            section = section[parent]
+        section[key] = value
+    return config
+
+
+# Of two classes; what the fixture `moons_run` trained.
+moons = functools.partial(tiny, data__points__distribution="moons")
