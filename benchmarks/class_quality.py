@@ -35,6 +35,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     trained_on = json.loads(Path(args.workdir, "config.json").read_text())["config"]["data"]
+    if trained_on["name"] != "tfds":
+        parser.error(
+            f"{args.workdir} was trained on {trained_on['name']!r}; expected a TFDS data set"
+        )
     name = trained_on["tfds"]["name"]
     data_dir = args.data_dir or trained_on["data_dir"] or None
     real = {}

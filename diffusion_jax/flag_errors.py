@@ -61,7 +61,9 @@ def _wrong_type(field: str, value: str) -> str:
     for parent in parents:
         section = section[parent]
     if isinstance(section[key], ConfigDict):
-        return f"{field}={value!r}: expected one of its fields, such as {field}.{min(section[key])}"
+        # An empty section is one of those whose fields the user names.
+        inner = min(section[key], default="NAME")
+        return f"{field}={value!r}: expected one of its fields, such as {field}.{inner}"
     kind = KINDS.get(section.get_type(key), section.get_type(key).__name__)
     example = f", such as {section[key]!r}" if section[key] not in (None, "") else ""
     return f"{field}={value!r}: expected {kind}{example}"

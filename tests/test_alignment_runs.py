@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
 from quick import jit
 
 import diffusion_jax
@@ -37,13 +38,7 @@ def small(**changes):
     config.logging.update({"tensorboard": False, "every": 1})
     config.validation.examples, config.mesh.fsdp_min_size = 0, 64
     config.sampling.update({"num": 8, "steps": 1, "batch_size": 8})
-    for path, value in changes.items():
-        *parents, key = path.split("__")
-        section = config
-        for parent in parents:
-            section = section[parent]
-        section[key] = value
-    return config
+    return toys.changed(config, **changes)
 
 
 def aligned(path: Path | str, **changes):

@@ -26,6 +26,7 @@ FLAGS = [
     ([SMOKE, "--config.steps=abc"], ["config.steps='abc'", "a whole number"]),
     ([SMOKE, "--config.ema.warmup=si"], ["config.ema.warmup='si'", "True or False"]),
     ([SMOKE, "--config.network=mlp"], ["config.network='mlp'", "one of its fields"]),
+    ([SMOKE, "--config.ema.powers=.1"], ["config.ema.powers='.1'", "config.ema.powers.NAME"]),
     ([SMOKE, "--config.steps.x=1"], ["config.steps is a value"]),
     (["--config", "configs/nothing.py"], ["--config='configs/nothing.py' is no file"]),
     (["--config", "configs/toy2d.py:smok"], ["'smok'", "did you mean 'smoke'?"]),

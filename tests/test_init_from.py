@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
 
 from diffusion_jax import api, data, transfer, workdir
 from diffusion_jax import config as configs
@@ -59,13 +60,7 @@ def small(network="uvit", **changes):
     config.steps, config.batch_size, config.optimizer.warmup_steps = 4, 8, 1
     config.sampling.update({"num": 8, "steps": 1})
     config.mesh.fsdp_min_size = 64
-    for path, value in changes.items():
-        *parents, key = path.split("__")
-        section = config
-        for parent in parents:
-            section = section[parent]
-        section[key] = value
-    return config
+    return toys.changed(config, **changes)
 
 
 def build(config, folder: Path, monkeypatch, **spec) -> api.Run:

@@ -7,6 +7,17 @@ import functools
 from diffusion_jax import config as configs
 
 
+def changed(config, **changes):
+    """`config` itself, where `a__b=v` has set `config.a.b`."""
+    for path, value in changes.items():
+        *parents, key = path.split("__")
+        section = config
+        for parent in parents:
+            section = section[parent]
+        section[key] = value
+    return config
+
+
 def tiny(**changes):
     """A config of one small step on points; `a__b=v` sets `config.a.b`."""
     config = configs.base()
@@ -17,13 +28,7 @@ def tiny(**changes):
     config.logging.tensorboard = False
     config.validation.examples = 8
     config.sampling.num, config.sampling.steps = 8, 1
-    for path, value in changes.items():
-        *parents, key = path.split("__")
-        section = config
-        for parent in parents:
-            section = section[parent]
-        section[key] = value
-    return config
+    return changed(config, **changes)
 
 
 # Of two classes; what the fixture `moons_run` trained.
