@@ -6,6 +6,11 @@ Gaussian diffusion of learned mean, diagonal variance and betas (Sohl-Dickstein 
 8 x 8 pixels have 17 grey levels: noise fills the distance between them, and `val/bound_bits` and
 `val/bound_bits_per_dim` bound -log2 P of the discrete picture, over the 397 held-out ones. One that
 knows nothing gives each level the same probability: log2(17) = 4.09 bits a pixel.
+
+3,000 steps take 7 minutes of processor time on two cores of an AMD EPYC that other programs shared
+(November 2026): val/bound_bits_per_dim 1.972 +- 0.013; with other draws, by
+`bits_per_dim(workdir, method="discrete", steps=100)`, 1.967 +- 0.014. Longer training overfits the
+1,400 pictures.
 """
 
 from __future__ import annotations
@@ -29,11 +34,12 @@ def get_config(variant: str = "") -> ConfigDict:
     config.network.use_labels = False
     config.network.multiscale.full_width = 128
     config.network.multiscale.full_channels = 16
+    config.network.multiscale.dropout = 0.1
     config.objective.name = "variational"
     config.objective.variational.num_steps = 100
     config.objective.variational.decoder.name = "dequantised"
     config.objective.variational.decoder.dequantised.count = 17
-    config.steps = 4000
+    config.steps = 3000
     config.batch_size = 256
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 200
@@ -41,7 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.logging.every = 250
     config.validation.every = 1000
     config.validation.examples = 397
-    config.checkpoint.every = 2000
+    config.checkpoint.every = 1000
     config.sampling.solver = "ddpm"
     config.sampling.ddpm.variance = "learned"
     config.sampling.steps = 100

@@ -365,13 +365,11 @@ class Run:
 
     def _bound(self) -> Callable[[TrainState, int], Mapping[str, float]]:
         """The whole variational bound of the averaged weights, and its floor where it is known."""
-        evaluator, floor = builders.bound(
-            self.config, self.model, self.train_data, self.compiled.mesh
-        )
+        evaluator = builders.bound(self.config, self.model, self.train_data, self.compiled.mesh)
 
         def run(state: TrainState, step: int) -> Mapping[str, float]:
             params = _weights(state, self.config.sampling.ema)
-            result = {**evaluator(params, self._validation_batches()), **floor}
+            result = evaluator(params, self._validation_batches())
             return {f"val/{name}": value for name, value in result.items()}
 
         return run

@@ -116,8 +116,9 @@ def process() -> dict[str, Any]:
                 "betas": {"first": 1e-4, "begin": "fraction", "logsnr_min": -5.0},
             },
         },
-        "binomial": {},
-        # Of tokens. keep: "linear" or "cosine", the probability that a token is kept up to t.
+        # keep: "linear" or "cosine", the probability that a bit or token is kept up to t; of bits
+        # also "learned", a share for each step of the objective "variational", beginning as linear.
+        "binomial": {"keep": "linear"},
         "masked": {"keep": "linear"},
         "uniform": {"keep": "linear"},
     }

@@ -12,69 +12,37 @@ def network() -> dict[str, Any]:
     return {
         "name": "unet",
         "mlp": {"width": 128, "depth": 3, "dropout": 0.0},
-        # Of the 2015 paper; told the time ("t") in its last step alone.
-        "multiscale": {
-            "channels": 32,
-            "layers": 3,
-            # Of an image of even sizes: 1, 1/2, 1/4, ...
-            "scales": 3,
-            "kernel": 3,
-            # At every pixel alike, before the readout by `bumps` functions of time.
-            "dense_channels": 64,
-            "dense_layers": 2,
-            "bumps": 10,
-            # Hidden size of a dense pathway over the whole image beside (0: none), and what it
-            # gives to every pixel.
-            "full_width": 0,
-            "full_channels": 2,
-            "dropout": 0.0,
-        },
+        "multiscale": _multiscale(),
         "unet": _unet(),
         "edm2": _edm2(),
-        "dit": {
-            # "DiT-S/2" to "DiT-XL/8", "JiT-B/16" to "JiT-H/32": goes over the sizes below.
-            "preset": "",
-            "patch": 2,
-            # Width between the patches and the blocks; 0: none.
-            "bottleneck": 0,
-            "dim": 384,
-            "depth": 12,
-            "heads": 6,
-            "expansion": 4,
-            "mlp": "gelu",
-            "positions": "sincos",
-            "qk_norm": False,
-            "registers": 0,
-            "dropout": 0.0,
-            "text_by": "cross",
-            # Number of blocks after which features are taken for an alignment; 0: none.
-            "features_after": 0,
-            "scan": True,
-            "remat": "none",
-            "attention": "auto",
-        },
-        "uvit": {
-            "preset": "",
-            "patch": 2,
-            "dim": 512,
-            "depth": 13,
-            "heads": 8,
-            "expansion": 4,
-            "mlp": "gelu",
-            "positions": "learned",
-            "qk_norm": False,
-            "smooth": True,
-            "dropout": 0.0,
-            "scan": True,
-            "remat": "none",
-            "attention": "auto",
-        },
+        "dit": _dit(),
+        "uvit": _uvit(),
         # Channels of a token before the network, for data of tokens.
         "token_dim": 64,
         # What the network is told of the noise: logsnr, t, c_noise or timestep.
         "noise_input": "logsnr",
         # Whether the labels of the data, where it has them, condition the network.
         "use_labels": True,
+    }
+
+
+def _multiscale() -> dict[str, Any]:
+    """The network of the 2015 paper; told the time ("t") in its last step alone."""
+    return {
+        "channels": 32,
+        "layers": 3,
+        # Of an image of even sizes: 1, 1/2, 1/4, ...
+        "scales": 3,
+        "kernel": 3,
+        # At every pixel alike, before the readout by `bumps` functions of time.
+        "dense_channels": 64,
+        "dense_layers": 2,
+        "bumps": 10,
+        # Hidden size of a dense pathway over the whole image beside (0: none), and what it
+        # gives to every pixel.
+        "full_width": 0,
+        "full_channels": 2,
+        "dropout": 0.0,
     }
 
 
@@ -126,6 +94,52 @@ def _edm2() -> dict[str, Any]:
         "residual_balance": 0.3,
         "attention_balance": 0.3,
         "skip_balance": 0.5,
+        "scan": True,
+        "remat": "none",
+        "attention": "auto",
+    }
+
+
+def _dit() -> dict[str, Any]:
+    """The diffusion transformer, and JiT."""
+    return {
+        # "DiT-S/2" to "DiT-XL/8", "JiT-B/16" to "JiT-H/32": goes over the sizes below.
+        "preset": "",
+        "patch": 2,
+        # Width between the patches and the blocks; 0: none.
+        "bottleneck": 0,
+        "dim": 384,
+        "depth": 12,
+        "heads": 6,
+        "expansion": 4,
+        "mlp": "gelu",
+        "positions": "sincos",
+        "qk_norm": False,
+        "registers": 0,
+        "dropout": 0.0,
+        "text_by": "cross",
+        # Number of blocks after which features are taken for an alignment; 0: none.
+        "features_after": 0,
+        "scan": True,
+        "remat": "none",
+        "attention": "auto",
+    }
+
+
+def _uvit() -> dict[str, Any]:
+    """The U-ViT."""
+    return {
+        "preset": "",
+        "patch": 2,
+        "dim": 512,
+        "depth": 13,
+        "heads": 8,
+        "expansion": 4,
+        "mlp": "gelu",
+        "positions": "learned",
+        "qk_norm": False,
+        "smooth": True,
+        "dropout": 0.0,
         "scan": True,
         "remat": "none",
         "attention": "auto",

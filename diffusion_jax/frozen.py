@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -149,13 +150,17 @@ def _depth(built: builders.Model, x: Any, noise: Any) -> int:
 
 def _encode(built: builders.Model, time: float) -> Callable[[PyTree, Any], Any]:
     """Clean data as the network takes it, told the noise level of `time`."""
-    noise = denoiser.noise_input(built.network.noise_input, built.schedule, time)
-    scale = 1.0
-    if built.prediction == "edm":
-        alpha, sigma = built.schedule.alpha(time), built.schedule.sigma(time)
-        scale = float(predictions.preconditioning(alpha, sigma, built.sigma_data).c_in)
-    inner = network_encoder(built.network.apply, float(noise))
-    return lambda params, x0: inner(params, scale * x0)
+
+    def encode(params: PyTree, x0: Any) -> Any:
+        schedule, scale = built.schedule_of(params), 1.0
+        if built.prediction == "edm":
+            alpha, sigma = schedule.alpha(time), schedule.sigma(time)
+            c_in = predictions.preconditioning(alpha, sigma, built.sigma_data).c_in
+            scale = jnp.asarray(c_in, x0.dtype)
+        noise = denoiser.noise_input(built.network.noise_input, schedule, time)
+        return network_encoder(built.network.apply, noise)(params, scale * x0)
+
+    return encode
 
 
 def _restored(config: Config, path: str, built: builders.Model, on: Mesh, size: int) -> PyTree:

@@ -1,4 +1,7 @@
-"""Bits per dimension of any workdir: `diffusion_jax.bits_per_dim("runs/digits")`."""
+"""Bits per dimension of any workdir: `diffusion_jax.bits_per_dim("runs/digits")`.
+
+`python -m diffusion_jax.evaluate` prints them.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from diffusion_jax.evaluation.likelihood import (
 from diffusion_jax.loading import load
 from diffusion_jax.parallel.arrays import global_batch
 from diffusion_jax.parallel.mesh import batch_shards, process_rows
+from diffusion_jax.pipelines.options import whole
 from diffusion_jax.pipelines.pixel import PixelPipeline
 
 SPLITS = ("train", "validation")
@@ -59,9 +63,8 @@ def bits_per_dim(
         if name not in known:
             raise ConfigError(unknown_name("option", name, known))
     chosen = LikelihoodOptions(**options)
-    for name, value in (("num", num), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}={value}: expected at least 1")
+    num = None if num is None else whole("num", num, low=1)
+    batch_size = whole("batch_size", batch_size, low=1)
     source = _source(model, examples, split)
     if isinstance(model, PixelPipeline):
         if ema is not None:

@@ -132,6 +132,8 @@ def _weaker(
         raise ConfigError(
             f"{field}: its process {_process(other)} is not the model's {_process(config)}"
         )
+    if built.learns_schedule:
+        raise ConfigError(f"{field}: two models with learned schedules share no noise levels")
     abstract = builders.compiled(other, model, on).abstract_state
     with Checkpointer(workdir.folder_of(path) / workdir.CHECKPOINTS, read_only=True) as checkpoints:
         name = other.sampling.ema if ema is None else ema

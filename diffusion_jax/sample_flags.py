@@ -11,7 +11,9 @@ from diffusion_jax import doors
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a trained run.")
 OUT = flags.DEFINE_string("out", "", "Folder to write to.")
 NUM = flags.DEFINE_integer("num", 64, "Number of samples.")
-LABELS = flags.DEFINE_string("labels", "", "Classes, such as 3,7; cycled up to --num.")
+LABELS = flags.DEFINE_string(
+    "labels", "", "Classes by number or name, such as 3,7 or cat,dog; cycled up to --num."
+)
 PROMPT = flags.DEFINE_multi_string("prompt", [], "A caption; may be given several times.")
 SCALARS = flags.DEFINE_multi_string(
     "scalars", [], "Numbers that condition the model, such as 1.5,20; may be given several times."
@@ -79,12 +81,12 @@ def sample_arguments() -> dict[str, Any]:
     """
     rows = [doors.numbers("scalars", row, float, "1.5,20") or [] for row in SCALARS.value]
     return {
-        "labels": doors.numbers("labels", LABELS.value, int, "3,7"),
+        "labels": _labels(LABELS.value),
         "prompts": PROMPT.value,
         "scalars": rows or None,
-        "negative_labels": doors.numbers("negative_labels", NEGATIVE_LABELS.value, int, "3,7"),
+        "negative_labels": _labels(NEGATIVE_LABELS.value),
         "negative_prompts": NEGATIVE_PROMPT.value,
-        "also_labels": doors.numbers("also_labels", ALSO_LABELS.value, int, "3,7"),
+        "also_labels": _labels(ALSO_LABELS.value),
         "also_prompts": ALSO_PROMPT.value,
         "also_guidance": doors.numbers("also_guidance", ALSO_GUIDANCE.value, float, "2,-1"),
         "seed": SEED.value,
@@ -102,3 +104,12 @@ def sample_arguments() -> dict[str, Any]:
         "batch_size": BATCH_SIZE.value,
         "trajectory": TRAJECTORY.value,
     }
+
+
+def _labels(text: str) -> list[int | str] | None:
+    """A comma-separated list, whole numbers as such and the rest as names; None for an empty one.
+
+    What is both a number and the name of a class is the number.
+    """
+    parts = [part.strip() for part in text.split(",")] if text else []
+    return [int(part) if part.lstrip("-").isdecimal() else part for part in parts] or None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_jax import doors
+from diffusion_jax import doors, sample_flags
 from diffusion_jax.errors import ConfigError, DataError, Preempted
 
 SMOKE = "--config=configs/toy2d.py:smoke"
@@ -102,12 +102,17 @@ def test_a_field_is_unknown_or_not_by_the_config_that_was_loaded(start_door, tmp
     assert_one_line(start_door("main", *flags).wait(120), ["config has no field 'steps'; known: a"])
 
 
+def test_labels_are_numbers_and_names():
+    assert sample_flags._labels("3, cat,-1,10th") == [3, "cat", -1, "10th"]
+    assert sample_flags._labels("") is None
+
+
 def test_mistakes_at_the_sampling_door(start_door, moons_run, tmp_path):
     out = f"--out={tmp_path}/out"
     cases = [
         ([f"--workdir={tmp_path}/none", f"--out={tmp_path}/none/out"], ["/none does not exist"]),
         ([f"--workdir={moons_run}", out, "--labels=0,7"], ["labels=7", "0..1"]),
-        ([f"--workdir={moons_run}", out, "--labels=zero"], ["--labels='zero'", "integers"]),
+        ([f"--workdir={moons_run}", out, "--labels=zero"], ["labels='zero'", "no names", "0..1"]),
         ([f"--workdir={moons_run}", out, "--solver=heunn"], ["solver='heunn'", "'heun'"]),
         ([f"--workdir={moons_run}", out, "--stepps=1"], ["--stepps is no flag"]),
         ([f"--workdir={moons_run}", f"--out={__file__}/x"], ["cannot be written"]),

@@ -52,7 +52,7 @@ def no_compiling(monkeypatch):
 MISTAKES = {
     "component": (
         lambda: tiny(network__name="mpl"),
-        ["config.network.name='mpl'", "did you mean 'mlp'?", "dit, edm2, mlp, unet, uvit"],
+        ["config.network.name='mpl'", "did you mean 'mlp'?", "mlp, multiscale, unet, uvit"],
     ),
     "schedule": (
         lambda: tiny(process__gaussian__schedule__name="cosin"),

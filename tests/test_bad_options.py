@@ -167,6 +167,8 @@ OF_NETWORKS = [
     ({f"{DIT}features_after": 2}, ["network.dit.features_after=2", "to 1 blocks"]),
     ({f"{DIT}remat": "all"}, ["network.dit.remat='all'", "dots, full, none"]),
     ({f"{DIT}attention": "flash"}, ["network.dit.attention='flash'", "auto, cudnn, xla"]),
+    # That of the perturbed network, which is not for training.
+    ({f"{DIT}attention": "identity"}, ["network.dit.attention='identity'", "auto, cudnn, xla"]),
     ({f"{DIT}dropout": 1.0}, ["network.dit.dropout=1.0", "[0, 1)"]),
     ({**UVIT, f"{N}uvit__depth": 2}, ["network.uvit.depth=2", "nearest: 3"]),
     ({**UVIT, f"{N}uvit__patch": 3}, ["network.uvit.patch=3", "nearest: 2"]),

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import drawn, jit, normal
 
 from diffusion_jax import builders, config_rules
 from diffusion_jax.data import DataSpec
@@ -23,6 +24,7 @@ from diffusion_jax.parallel.mesh import make_mesh
 
 FOLDER = Path(__file__).parents[1] / "configs"
 DIGITS = DataSpec(shape=(8, 8, 1), kind="image", num_classes=10)
+BITS = DataSpec(shape=(20,), kind="bits", range=(0.0, 1.0))
 POINTS = DataSpec(shape=(2,), kind="points", range=(-2.0, 2.0))
 
 
@@ -43,16 +45,15 @@ def test_betas_variances_and_means_all_learn(name, spec):
     config = get_config(name)
     model = builders.model(config, spec)
     objective = builders.objective(config, model)
-    params = model.network.init(jax.random.key(0))
+    params = drawn(model.network.init)
     steps = config.objective.variational.num_steps
     assert params["schedule"]["logits"].shape == (steps - 1,)
-    head = params["head"]["kernel"]
-    params["head"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), head.shape)
-    x = jax.random.normal(jax.random.key(2), (16, *spec.shape))
+    params["head"]["kernel"] = 0.1 * normal(*params["head"]["kernel"].shape, seed=1)
+    x = normal(16, *spec.shape, seed=2)
     keys = jax.random.split(jax.random.key(3), 16)
     context = Context(0, {}, {}, {}, jnp.arange(16) / 16, 16)
 
-    @jax.jit
+    @jit
     def run(params):
         return jax.value_and_grad(lambda p: objective(p, {"x": x}, keys, context)[0])(params)
 
@@ -65,7 +66,26 @@ def test_betas_variances_and_means_all_learn(name, spec):
     assert float(betas[0]) == pytest.approx(config.process.gaussian.schedule.betas.first)
 
 
-def test_the_evaluator_finds_the_entropy_of_gaussian_data_with_the_true_kernels():
+def test_a_learned_schedule_of_bits_and_its_network_learn():
+    config = get_config("heartbeat", **{"process.binomial.keep": "learned"})
+    model = builders.model(config, BITS)
+    objective = builders.objective(config, model)
+    params = drawn(model.network.init)
+    steps = config.objective.variational.num_steps
+    assert params["schedule"]["logits"].shape == (steps,)
+    x = (np.random.default_rng(1).random((16, 20)) < 0.3).astype(np.float32)
+    keys = jax.random.split(jax.random.key(3), 16)
+    context = Context(0, {}, {}, {}, jnp.arange(16) / 16, 16)
+    gradient = jit(jax.grad(lambda p: objective(p, {"x": x}, keys, context)[0]))(params)
+    for leaf in jax.tree.leaves((gradient["schedule"], gradient["head"])):
+        assert np.abs(leaf).min() > 0
+    keep = model.process_of(params).keep
+    np.testing.assert_allclose(keep(np.linspace(0.0, 1.0, 5)), np.linspace(1.0, 0.0, 5), atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [None, 0.05])
+def test_the_evaluator_finds_the_entropy_of_gaussian_data_with_the_true_kernels(width):
+    """Of data rounded to multiples of a small width, that of so many values."""
     c, schedule, dims = 0.5, schedules.linear_beta(), 3
     times = time_grids.uniform(8)
     pairs = list(itertools.pairwise(times))
@@ -87,10 +107,13 @@ def test_the_evaluator_finds_the_entropy_of_gaussian_data_with_the_true_kernels(
         seed=0,
         mesh=make_mesh(1, 1, 1, 1, devices=jax.devices()[:1]),
         per_dimension=True,
+        width=width,
     )
-    x = c * jax.random.normal(jax.random.key(0), (4000, dims))
+    x = c * normal(4000, dims)
+    if width:
+        x = width * jnp.round(x / width)
     found = evaluator({}, [{"x": x, "mask": jnp.ones(4000, bool)}])
-    entropy = 0.5 * np.log2(2 * np.pi * np.e * c**2) * dims
+    entropy = (0.5 * np.log2(2 * np.pi * np.e * c**2) - np.log2(width or 1.0)) * dims
     assert abs(found["bound_bits"] - entropy) < 3 * found["bound_bits_stderr"] < 0.2
     assert found["bound_bits_per_dim"] == pytest.approx(found["bound_bits"] / dims)
     true = dims * sum(_true_entropy(schedule, c, t, s) for t, s in pairs[:-1]) / np.log(2.0)
@@ -162,6 +185,18 @@ GAUSSIAN, BOUND = "process.gaussian", "objective.variational"
             DIGITS,
             {"network.noise_input": "logsnr"},
             r"config\.network\.noise_input='logsnr'",
+        ),
+        (
+            "heartbeat",
+            BITS,
+            {"process.binomial.keep": "learnt"},
+            r"config\.process\.binomial\.keep='learnt' is unknown \(did you mean 'learned'",
+        ),
+        (
+            "heartbeat",
+            BITS,
+            {"process.binomial.keep": "learned", f"{BOUND}.num_steps": 1},
+            "keep='learned': it learns from the bound; expected .* of at least 2",
         ),
         (
             "digits",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+import quick
+from toys import changed, one_device
 
 import diffusion_jax
 from diffusion_jax import api, builders
@@ -24,13 +26,13 @@ def small(**changes):
     config.validation.examples = 0
     config.logging.tensorboard = False
     config.sampling.update({"num": 4, "steps": 2, "solver": "ddim", "threshold": "none"})
-    for path, value in changes.items():
-        *parents, key = path.split("__")
-        section = config
-        for parent in parents:
-            section = section[parent]
-        section[key] = value
-    return config
+    return changed(config, **changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick(quick_programs):
+    with one_device():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,10 @@ B, GRID = "sampling__guidance_by__", "sampling__grid__"
             {f"{B}name": "autoguidance", f"{B}autoguidance__workdir": "/nothing/there"},
             ["config.sampling.guidance_by.autoguidance.", "/nothing/there"],
         ),
-        ({f"{GRID}name": "beta", f"{GRID}beta__a": 0.0}, ["grid.beta.a=0.0, b=0.6: a=0.0"]),
+        (
+            {f"{GRID}name": "beta", f"{GRID}beta__a": 0.0},
+            ["config.sampling.grid.beta.a=0.0; expected a positive"],
+        ),
         ({f"{GRID}name": "given"}, ["grid.given.times=(): times has shape (0,)"]),
         (
             {f"{GRID}name": "given", f"{GRID}given__times": (1.0, 0.0)},
@@ -83,9 +88,12 @@ B, GRID = "sampling__guidance_by__", "sampling__grid__"
         ),
         (
             {f"{GRID}name": "shifted", f"{GRID}shifted__terminal": 1.0},
-            ["grid.shifted.", "terminal=1.0; expected a time"],
+            ["config.sampling.grid.shifted.terminal=1.0; expected a time"],
         ),
-        ({f"{GRID}name": "leading", "sampling__steps": 1001}, ["steps=1001; expected between"]),
+        (
+            {f"{GRID}name": "leading", "sampling__steps": 1001},
+            ["config.sampling.steps=1001; expected between"],
+        ),
     ],
     ids=lambda v: ",".join(v),
 )
@@ -133,17 +141,16 @@ def test_the_perturbed_network_has_the_same_parameters():
     config = small()
     model = builders.model(config, builders.source(config, "train").spec)
     perturbed = model.perturbed()
-    key = jax.random.key(0)
-    shapes = [jax.eval_shape(network.init, key) for network in (model.network, perturbed)]
+    shapes = [
+        jax.eval_shape(network.init, jax.random.key(0)) for network in (model.network, perturbed)
+    ]
     assert jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1])
-    leaves = jax.tree.leaves(shapes[0])
-    keys = jax.random.split(key, len(leaves))
-    draws = [0.3 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
-    params = jax.tree.unflatten(jax.tree.structure(shapes[0]), draws)
-    x = jax.random.normal(key, (2, 8, 8, 1))
+    params = jax.device_put(quick.drawn(model.network.init, 0.3))
+    x = quick.normal(2, 8, 8, 1)
     other = x.at[:, :4, :4].add(1.0)
     noise = jax.numpy.zeros(2)
     for network, mixes in ((model.network, True), (perturbed, False)):
-        moved = network.apply(params, other, noise, {}) - network.apply(params, x, noise, {})
+        apply = quick.jit(lambda x, network=network: network.apply(params, x, noise, {}))
+        moved = apply(other) - apply(x)
         assert np.abs(moved[:, :4, :4]).max() > 1e-3
         assert (np.abs(moved[:, 4:]).max() > 1e-5) == mixes

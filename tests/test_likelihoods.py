@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
+from toys import one_device
 
 import diffusion_jax
-from diffusion_jax import builders, config_rules
+from diffusion_jax import builders, config_rules, frozen, workdir
 from diffusion_jax import config as configs
+from diffusion_jax.diffusion import processes, schedules
 from diffusion_jax.diffusion.broadcasting import expand
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.parallel.mesh import make_mesh
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick(quick_programs):
+    with one_device():
+        yield
 
 
 def points():
@@ -73,9 +85,10 @@ def test_a_learned_schedule_is_trained_sampled_from_and_evaluated(run):
     np.testing.assert_allclose(again.bits_per_dim, found.bits_per_dim, rtol=1e-4)
 
 
-def test_densities_of_points_by_all_methods_agree(tmp_path):
-    diffusion_jax.train(points(), tmp_path / "run")
-    pipeline = diffusion_jax.load(tmp_path / "run")
+def test_densities_of_points_by_all_methods_agree():
+    config = points()
+    model = builders.model(config, builders.source(config, "train").spec)
+    pipeline = builders.pipeline(config, model, {}, builders.mesh(config))
     # In place of the network, the exact denoiser of Gaussian data.
     width, schedule = 0.5, pipeline.schedule
 
@@ -100,6 +113,104 @@ def test_densities_of_points_by_all_methods_agree(tmp_path):
     assert -3 * above.standard_error < above.value - expected < 3.0
 
 
+def test_pixels_of_a_known_law_cost_their_entropy(run):
+    """Pixels that are any of 17 values with equal chances, and their exact denoiser."""
+    schedule, values = schedules.cosine(), np.linspace(-1.0, 1.0, 17).astype(np.float32)
+
+    def exact(params, conditioning):
+        def step(x, t, carry):
+            alpha, sigma = expand(schedule.alpha(t), x), expand(schedule.sigma(t), x)
+            far = (x[..., None] - alpha[..., None] * values) / sigma[..., None]
+            return Denoised(jax.nn.softmax(-0.5 * far**2) @ values), carry
+
+        return Denoiser(step)
+
+    changes = {"denoiser": exact, "process": processes.Gaussian(schedule), "schedule": schedule}
+    pipeline = diffusion_jax.load(run[0])
+    pipeline = dataclasses.replace(pipeline, **changes, process_of=None, conditions=())
+    x = np.random.default_rng(1).choice(values, (64, 8, 8, 1))
+
+    def bits(**options):
+        return diffusion_jax.bits_per_dim(pipeline, x, **options).bits_per_dim
+
+    entropy, found = np.log2(17), bits(draws=8)
+    assert abs(found.value - entropy) < 3 * found.standard_error < 0.2
+    # Equal steps in t cost something, twice as many half of it.
+    few, many = (bits(method="discrete", steps=steps).value - entropy for steps in (200, 400))
+    assert 0.1 < many < 0.4
+    assert 1.6 < few / many < 2.4
+    # Noise in the cells costs something.
+    flow = bits(method="flow", steps=20, draws=8, trace="gaussian")
+    assert entropy - 3 * flow.standard_error < flow.value < entropy + 1.5
+
+
+def test_the_door_prints_bits_with_their_errors(start_door, run):
+    started = [
+        start_door("evaluate", f"--workdir={run[0]}", "--num=16", *more)
+        for more in (
+            ["--seed=3", "--bpd_options=draws=2,spread=batch"],
+            ["--metrics=bpds"],
+            ["--bpd_options=num=3"],
+        )
+    ]
+    code, out, err = started[0].wait(120)
+    assert code == 0, err
+    value, sign, error, unit = out.split()[:4]
+    assert (sign, unit) == ("+-", "bits/dim")
+    options = {"num": 16, "seed": 3, "draws": 2, "spread": "batch"}
+    found = diffusion_jax.bits_per_dim(run[0], **options).bits_per_dim
+    assert float(value) == pytest.approx(found.value, rel=1e-3)
+    assert float(error) == pytest.approx(found.standard_error, rel=1e-2)
+    assert "16 examples; one of 17 values" in out
+    words = ("did you mean 'bpd'", "bpd_options='num' is unknown")
+    for door, word in zip(started[1:], words, strict=True):
+        code, out, err = door.wait(120)
+        assert (code, out, err.count("\n")) == (78, "", 1)
+        assert word in err
+
+
+def test_a_learned_schedule_tells_an_aligned_run_what_is_clean(run):
+    """The encoder sees the noise level that its own schedule has at the time, not the first one."""
+    config = points()
+    config.objective.denoising.alignment.name = "workdir"
+    options = {"path": str(run[0]), "time": 0.4, "features_after": 1}
+    config.objective.denoising.alignment.workdir.update(options)
+    spec = workdir.read_spec(run[0])
+    encoder = frozen.prepare(config, spec, make_mesh()).encoder
+    trained = workdir.read_config(run[0])
+    trained.network.dit.features_after = 1
+    built = builders.model(trained, spec)
+    level = built.schedule_of(encoder.params).logsnr(0.4)
+    assert abs(level - built.schedule.logsnr(0.4)) > 1e-4
+    x0 = quick.normal(2, 8, 8, 1)
+
+    def both(params):
+        told = built.network.apply(params, x0, jnp.full(2, level), {}, return_features=True)[1]
+        return encoder.encode(params, x0), told
+
+    found, expected = quick.run(both, encoder.params)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_no_other_model_shares_the_levels_of_a_learned_schedule(run):
+    with pytest.raises(ConfigError, match=r"^weak=.*: two models with learned schedules share no"):
+        diffusion_jax.load(run[0], weak=run[0], weak_ema="")
+
+
+def test_a_learned_schedule_stays_float32_under_bfloat16(run):
+    config = digits()
+    config.compute_dtype, config.optimizer.precision = "bfloat16", "masters"
+    model = builders.model(config, workdir.read_spec(run[0]))
+    params = builders.compiled(config, model, make_mesh()).abstract_state.params
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(params["schedule"])}
+    assert kinds == {jnp.dtype("float32")}
+    assert any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(params))
+    t = jax.ShapeDtypeStruct((3,), jnp.float32)
+    for name in ("alpha", "sigma", "logsnr"):
+        level = jax.eval_shape(lambda p, t, n=name: getattr(model.schedule_of(p), n)(t), params, t)
+        assert level.dtype == jnp.float32
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -107,7 +218,12 @@ def test_densities_of_points_by_all_methods_agree(tmp_path):
         ({"method": "flows"}, "method='flows' is unknown .did you mean 'flow'"),
         ({"split": "test"}, "split='test' is unknown"),
         ({"num": 0}, "num=0: expected at least 1"),
-        ({"draws": 0}, "draws=0: expected at least 1"),
+        ({"num": "x"}, "num='x': expected a whole number"),
+        ({"seed": -1}, "seed=-1: expected a whole number"),
+        ({"draws": 0}, "draws=0: expected a whole number, at least 1"),
+        ({"steps": 1.5}, "steps=1.5: expected a whole number"),
+        ({"draws": "x"}, "draws='x': expected a whole number"),
+        ({"method": "flow", "trace": "exakt"}, "trace='exakt' is unknown .did you mean 'exact'"),
         ({"draws": 2, "method": "discrete"}, "draws=2: the method 'discrete' draws once"),
         ({"levels": 1}, "levels=1: expected 2 or more"),
         ({"levels": 16}, "levels=16 .given.: some pixels lie between"),
@@ -118,7 +234,8 @@ def test_densities_of_points_by_all_methods_agree(tmp_path):
 )
 def test_mistakes_of_an_evaluation_are_one_line(run, options, words):
     with pytest.raises(ConfigError, match=words) as raised:
-        diffusion_jax.bits_per_dim(run[0], **{"num": 4, **options})
+        # The check of annotations that the tests turn on would come first.
+        inspect.unwrap(diffusion_jax.bits_per_dim)(run[0], **{"num": 4, **options})
     assert "\n" not in str(raised.value)
 
 

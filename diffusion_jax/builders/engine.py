@@ -17,7 +17,7 @@ from diffusion_jax.diffusion import (
     time_grids,
 )
 from diffusion_jax.errors import named, section
-from diffusion_jax.evaluation.bound import BoundEvaluator, floor_bits
+from diffusion_jax.evaluation.bound import BoundEvaluator
 from diffusion_jax.objectives.alignment import FrozenEncoder
 from diffusion_jax.parallel.mesh import make_mesh
 from diffusion_jax.training.compiled import CompiledTrainer
@@ -108,25 +108,21 @@ def compiled(
     return result
 
 
-def bound(
-    config: Config, built: Model, examples: Source, on: Mesh
-) -> tuple[BoundEvaluator, dict[str, float]]:
-    """The evaluator of the variational bound; its floor in bits, where the data are enumerable."""
-    times = time_grids.uniform(bound_steps(config))
-    evaluator = BoundEvaluator(
+def bound(config: Config, built: Model, examples: Source, on: Mesh) -> BoundEvaluator:
+    """The evaluator of the variational bound, with its floor where the data are enumerable."""
+    sequences = None
+    if built.spec.kind == "bits":
+        sequences = examples.fetch(np.arange(min(len(examples), 4096)))["x"]
+    return BoundEvaluator(
         denoiser=built.denoiser,
         process_of=built.process_of,
-        times=times,
+        times=time_grids.uniform(bound_steps(config)),
         seed=config.seed,
         mesh=on,
         width=dequantisation(config, built),
         per_dimension=built.spec.kind == "image",
+        sequences=sequences,
     )
-    if built.spec.kind != "bits":
-        return evaluator, {}
-    sequences = examples.fetch(np.arange(min(len(examples), 4096)))["x"]
-    floor = floor_bits(sequences, built.process, times)
-    return evaluator, {} if floor is None else {"bound_floor_bits": floor}
 
 
 def mesh(config: Config) -> Mesh:

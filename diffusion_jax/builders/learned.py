@@ -1,4 +1,4 @@
-"""What is learned of a Gaussian process besides the data: its schedule and its variances.
+"""What is learned of a process besides the data: its schedule, and a Gaussian one's variances.
 
 The parameters of a learned schedule lie beside those of the network, and go wherever they go.
 Learned variances are a second half of the network's output.
@@ -15,7 +15,14 @@ from jaxtyping import Array, Key
 
 from diffusion_jax.config import Config
 from diffusion_jax.diffusion.learned_betas import LearnedBetas
-from diffusion_jax.diffusion.processes import Gaussian, LearnedGaussian
+from diffusion_jax.diffusion.processes import (
+    KEEPS,
+    Binomial,
+    Gaussian,
+    LearnedGaussian,
+    LearnedKeep,
+    learned_keep,
+)
 from diffusion_jax.diffusion.schedules import Learned, Schedule
 from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.networks import Network
@@ -27,7 +34,7 @@ SCHEDULE = "schedule"
 """Where they lie. Samplers and averages need them as they need the network's own."""
 
 
-def beside(network: Network, schedule: Learned | LearnedBetas) -> Network:
+def beside(network: Network, schedule: Learned | LearnedBetas | LearnedKeep) -> Network:
     """The network with the parameters of the schedule among its own; it does not see them."""
 
     def init(key: Key[Array, ""]) -> dict[str, Any]:
@@ -67,6 +74,26 @@ def process(config: Config, schedule: Schedule) -> Gaussian:
             "least 1, or 'small'"
         )
     return LearnedGaussian(schedule)
+
+
+def bits(config: Config) -> Binomial:
+    """The process of bits with the schedule that the config names.
+
+    Raises:
+        ConfigError: an unknown one, or a learned one without steps to learn it by.
+    """
+    field, name = "config.process.binomial.keep", config.process.binomial.keep
+    if name in KEEPS:
+        return Binomial(KEEPS[name].keep)
+    if name != "learned":
+        raise ConfigError(unknown_name(field, name, [*KEEPS, "learned"]))
+    steps = config.objective.variational.num_steps
+    if config.objective.name != "variational" or steps < 2:
+        raise ConfigError(
+            f"{field}='learned': it learns from the bound; expected "
+            "config.objective.variational.num_steps of at least 2, or 'linear'"
+        )
+    return Binomial(learned_keep(steps))
 
 
 def check(config: Config) -> None:

@@ -23,8 +23,10 @@ from diffusion_jax.diffusion import (
     schedules,
 )
 from diffusion_jax.diffusion.learned_betas import LearnedBetas, learned_betas
+from diffusion_jax.diffusion.processes import LearnedKeep
 from diffusion_jax.errors import ConfigError, named, section, unknown_name
 from diffusion_jax.networks import Network, TextConfig, functional
+from diffusion_jax.networks.attention import ATTENTIONS
 from diffusion_jax.networks.presets_dit import dit_preset, uvit_preset
 from diffusion_jax.networks.presets_unet import edm2_preset, unet_preset
 
@@ -69,11 +71,11 @@ class Model:
     @property
     def learns_schedule(self) -> bool:
         """Whether parameters of the schedule lie beside the network's, as `params["schedule"]`."""
-        return isinstance(self.schedule, schedules.Learned | LearnedBetas)
+        return isinstance(self._learned, schedules.Learned | LearnedBetas | LearnedKeep)
 
     def schedule_of(self, params: PyTree) -> Any:
         """The schedule that these parameters mean; the given one where none is learned."""
-        if not self.learns_schedule:
+        if self.schedule is None or not self.learns_schedule:
             return self.schedule
         return self.schedule.with_params(params[learned.SCHEDULE])
 
@@ -81,7 +83,14 @@ class Model:
         """The process with the schedule of these parameters."""
         if not self.learns_schedule:
             return self.process
-        return dataclasses.replace(self.process, schedule=self.schedule_of(params))
+        own = self._learned.with_params(params[learned.SCHEDULE])
+        name = "keep" if self.schedule is None else "schedule"
+        return dataclasses.replace(self.process, **{name: own})
+
+    @property
+    def _learned(self) -> Any:
+        """The schedule, or how long bits are kept; learned or not."""
+        return getattr(self.process, "keep", None) if self.schedule is None else self.schedule
 
     def denoiser(
         self, params: PyTree, conditioning: Mapping[str, Any], schedule: Any = None
@@ -200,6 +209,9 @@ def network(config: Config, spec: DataSpec, *, perturbed: bool = False) -> Netwo
         options |= {"outputs": 2} if name == "mlp" else {"out_channels": 2 * spec.shape[-1]}
     with named("config."), section(f"network.{name}"):
         made = functional(functools.partial(discrete.constructor(config, spec), **options))
+    if config.process.name == "binomial":
+        keep = learned.bits(config).keep
+        return learned.beside(made, keep) if isinstance(keep, LearnedKeep) else made
     named_schedule = config.process.gaussian.schedule.name
     if config.process.name != "gaussian" or named_schedule not in learned.SCHEDULES:
         return made
@@ -265,7 +277,12 @@ def _text(config: Config, spec: DataSpec) -> TextConfig | None:
 
 
 def _check_attention(field: str, options: Mapping[str, Any]) -> None:
-    if options.get("attention") != "cudnn":
+    chosen = options.get("attention", "auto")
+    # Without its maps a network is for guidance to turn away from, and not to be trained.
+    known = [name for name in ATTENTIONS if name != "identity"]
+    if chosen not in known:
+        raise ConfigError(unknown_name(field, chosen, known))
+    if chosen != "cudnn":
         return
     if jax.default_backend() != "gpu":
         raise ConfigError(
@@ -292,9 +309,7 @@ def model(config: Config, spec: DataSpec) -> Model:
         tokens = process_name in discrete.PROCESSES
         return Model(
             network=network(config, spec),
-            process=discrete.process(config, options, spec)
-            if tokens
-            else processes.Binomial(**options),
+            process=discrete.process(config, options, spec) if tokens else learned.bits(config),
             schedule=None,
             prediction="logits",
             sigma_data=1.0,

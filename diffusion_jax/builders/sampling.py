@@ -89,10 +89,20 @@ def time_grid(config: Config, built: Model) -> Callable[[int], np.ndarray]:
     try:
         grid(max(config.sampling.steps, 1))
     except (ValueError, ArithmeticError) as error:
-        shown = ", ".join(f"{k}={v!r}" for k, v in options.items())
-        field = f"config.sampling.grid.{name}" + (f".{shown}" if shown else "")
-        raise ConfigError(f"{field}: {error}") from error
+        raise ConfigError(_grid_error(name, options, str(error))) from error
     return grid
+
+
+def _grid_error(name: str, options: Mapping[str, Any], message: str) -> str:
+    """What is wrong with a grid, under the field that it names, or else under all of its own."""
+    field = f"config.sampling.grid.{name}"
+    first = message.partition("=")[0]
+    if first == "steps":
+        return f"config.sampling.{message}"
+    if first in options:
+        return f"{field}.{message}"
+    shown = ", ".join(f"{k}={v!r}" for k, v in options.items())
+    return f"{field}{'.' if shown else ''}{shown}: {message}"
 
 
 def _shifted(options: Mapping[str, Any], size: int, steps: int) -> np.ndarray:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.diffusion.broadcasting import Number, Real
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
+from diffusion_jax.diffusion.guidance.combining import check_interval
 from diffusion_jax.diffusion.processes.categorical import off_zero
 from diffusion_jax.errors import ConfigError
 
@@ -43,11 +44,11 @@ def classifier_free_tokens(
       A denoiser that carries the pair of both carries.
 
     Raises:
-      ConfigError: a rescale.
+      ConfigError: a rescale, or an interval that is empty.
     """
     if rescale:
         raise ConfigError(f"guidance_rescale={rescale}: tokens have no deviation; expected 0")
-    low, high = interval
+    low, high = check_interval(interval)
 
     def init(x: Any) -> tuple[Any, Any]:
         return conditional.init(x), unconditional.init(x)

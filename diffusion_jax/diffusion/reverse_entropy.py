@@ -55,9 +55,10 @@ def reverse_entropy_bounds(process: Any, times: Any, *, any_data: bool = False) 
         return _binomial(process, times)
     if not isinstance(process, Gaussian):
         raise ConfigError(f"process={process!r}; expected a Gaussian or binomial one")
-    alpha, sigma = process.schedule.alpha(times), process.schedule.sigma(times)
-    xp = namespace(alpha, sigma)
-    alpha_t, alpha_s, sigma_t, sigma_s = alpha[:-1], alpha[1:], sigma[:-1], sigma[1:]
+    of, after = process.schedule, times[1:]
+    alpha_t, sigma_t = of.alpha(times[:-1]), of.sigma(times[:-1])
+    alpha_s, sigma_s = of.alpha(after), of.sigma(after)
+    xp = namespace(alpha_t, sigma_t)
     decay = alpha_t * sigma_s / (alpha_s * sigma_t)
     fresh = (1.0 - decay) * (1.0 + decay)
     with np.errstate(divide="ignore"):

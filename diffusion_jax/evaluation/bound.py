@@ -18,7 +18,7 @@ import numpy as np
 
 from diffusion_jax.diffusion import likelihood
 from diffusion_jax.diffusion.denoiser import Denoiser
-from diffusion_jax.diffusion.processes import Binomial, Gaussian, with_kernels
+from diffusion_jax.diffusion.processes import Binomial, Gaussian, LearnedKeep, with_kernels
 from diffusion_jax.diffusion.reverse_entropy import reverse_entropy_bounds
 
 PyTree = Any
@@ -41,6 +41,7 @@ class BoundEvaluator:
         width: distance of the values of discrete data: noise fills it, and the bound is that on
             their probability. None: it is that of the process, a density's if that is Gaussian.
         per_dimension: also give bits per dimension.
+        sequences: of bits, [N, bits], all those that the data hold: gives the floor.
     """
 
     denoiser: Callable[[PyTree, Mapping[str, Any]], Denoiser]
@@ -50,6 +51,7 @@ class BoundEvaluator:
     mesh: Any
     width: float | None = None
     per_dimension: bool = False
+    sequences: np.ndarray | None = None
 
     @functools.cached_property
     def _totals(self) -> Callable[..., Any]:
@@ -62,7 +64,7 @@ class BoundEvaluator:
             `bound_bits` and `bound_bits_stderr`, bits per example; the bound is on -log2 p. With
             `per_dimension` also `bound_bits_per_dim`. For a process whose reverse entropies have
             closed bounds, `reverse_entropy_lower_bits` and `..._upper_bits`: of all steps that end
-            in noise, summed.
+            in noise, summed. With `sequences` that can be enumerated also `bound_floor_bits`.
         """
         count, total, squares, dimensions = 0.0, 0.0, 0.0, 1
         with jax.set_mesh(self.mesh):
@@ -77,10 +79,16 @@ class BoundEvaluator:
         result = {"bound_bits": mean, "bound_bits_stderr": math.sqrt(variance / count)}
         if self.per_dimension:
             result["bound_bits_per_dim"] = mean / dimensions
-        return {**result, **self._entropies(params, dimensions)}
-
-    def _entropies(self, params: PyTree, dimensions: int) -> dict[str, float]:
         process = self.process_of(params)
+        return {**result, **self._entropies(process, dimensions), **self._floor(process)}
+
+    def _floor(self, process: Any) -> dict[str, float]:
+        if self.sequences is None:
+            return {}
+        floor = floor_bits(self.sequences, process, self.times)
+        return {} if floor is None else {"bound_floor_bits": floor}
+
+    def _entropies(self, process: Any, dimensions: int) -> dict[str, float]:
         if not isinstance(process, Gaussian | Binomial):
             return {}
         # The last step is left out: for a density it ends in a point.
@@ -123,5 +131,8 @@ def floor_bits(sequences: np.ndarray, process: Any, times: np.ndarray) -> float 
     distinct = np.unique(sequences.reshape(len(sequences), -1), axis=0)
     if len(distinct) > ENUMERABLE:
         return None
+    if isinstance(process.keep, LearnedKeep):
+        logits = np.asarray(process.keep.logits, np.float64)
+        process = dataclasses.replace(process, keep=LearnedKeep(logits))
     bound = likelihood.factorised_bound(distinct, process, times)
     return bound / math.log(2.0) - math.log2(len(distinct))

@@ -4,11 +4,12 @@ Three methods (`diffusion.likelihood`):
 
     continuous  the bound in continuous time, of Gaussian processes; an image's last step is over
                 the values that a pixel may have
-    discrete    the bound over the steps of a grid, of any process
+    discrete    the bound over the steps of a grid, of any process; an image's last step as above
     flow        the probability-flow ODE of Gaussian processes
 
-The latter two tell a density: images are dequantised, by uniform noise in the cell of each value,
-which makes a bound on the probability of it, tighter by more draws of the noise.
+The last tells a density, as does the bound of kernels that learned their own last step: there
+images are dequantised, by uniform noise in the cell of each value, which makes a bound on the
+probability of it (of "flow" tighter by more draws of the noise).
 """
 
 from __future__ import annotations
@@ -25,19 +26,25 @@ import numpy as np
 
 from diffusion_jax.diffusion import likelihood, time_grids
 from diffusion_jax.diffusion.denoiser import Denoiser
+from diffusion_jax.diffusion.learned_betas import LearnedBetas
 from diffusion_jax.diffusion.likelihood import Estimate
-from diffusion_jax.diffusion.processes import with_kernels
+from diffusion_jax.diffusion.processes import LearnedGaussian, with_kernels
 from diffusion_jax.diffusion.schedules import Learned, Table
 from diffusion_jax.diffusion.solvers.stepping import example_keys
 from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.evaluation.bound import BOUND_STREAM
+from diffusion_jax.networks import compiler_options
 from diffusion_jax.parallel.arrays import gather
 
 PyTree = Any
 METHODS = ("continuous", "discrete", "flow")
+CLEAN_SHARE = 1.0 / 6.0
+"""Noise at which pixels are decoded, unless the schedule says: a share of the step between their
+values (logsnr 13.3 of 256 values, as in Kingma et al. 2021)."""
 CLEAN_LOGSNR = 13.3
-"""Where the data are decoded, nats, unless the schedule says: noise of a sixth of a pixel's step
-(Kingma et al. 2021)."""
+"""Where other data are, nats."""
+TERMS = ("prior", "steps", "diffusion", "reconstruction")
+"""Of a bound, in the order of its sum."""
 NOISY_LOGSNR = -12.0
 """Where equal steps in logsnr begin for a schedule with alpha(1) = 0; one more step leads there."""
 
@@ -50,7 +57,9 @@ class LikelihoodOptions:
         method: "continuous", "discrete" or "flow".
         steps: of "discrete", equal in t, and "flow", equal in logsnr.
         draws: noise levels an example ("continuous"), draws of the dequantising noise ("flow").
-        first_time: where the data stand in "continuous" and "flow"; None for that of the schedule.
+        first_time: where the data stand in "continuous" and "flow", and images in "discrete"; None
+            for that of a learned schedule or a table, and of others where the noise is a sixth of
+            a pixel's step.
         levels: values of a pixel, in equal steps over the range of the data; None finds them in
             the data, 0 takes images for a density.
         proposal, spread: of "continuous": see `diffusion.likelihood.continuous`.
@@ -58,17 +67,18 @@ class LikelihoodOptions:
         seed: of all draws.
     """
 
-    method: str = "continuous"
-    steps: int = 100
-    draws: int = 1
-    first_time: float | None = None
-    levels: int | None = None
-    proposal: str = "gaussian"
-    spread: str = "stratified"
-    trace: str = "rademacher"
-    probes: int = 1
-    solver: str = "rk4"
-    seed: int = 0
+    # Typed Any: what a user gives is judged below.
+    method: Any = "continuous"
+    steps: Any = 100
+    draws: Any = 1
+    first_time: Any = None
+    levels: Any = None
+    proposal: Any = "gaussian"
+    spread: Any = "stratified"
+    trace: Any = "rademacher"
+    probes: Any = 1
+    solver: Any = "rk4"
+    seed: Any = 0
 
     def __post_init__(self) -> None:
         known = {
@@ -79,17 +89,26 @@ class LikelihoodOptions:
             "solver": likelihood.FLOW_METHODS,
         }
         for name, names in known.items():
-            if getattr(self, name) not in names:
+            if getattr(self, name) not in tuple(names):
                 raise ConfigError(unknown_name(name, getattr(self, name), names))
         for name in ("steps", "draws", "probes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: expected at least 1")
-        if self.levels is not None and (self.levels < 0 or self.levels == 1):
-            raise ConfigError(f"levels={self.levels}: expected 2 or more, or 0 for a density")
-        if self.first_time is not None and not 0.0 < self.first_time < 1.0:
-            raise ConfigError(f"first_time={self.first_time}: expected a time between 0 and 1")
+            if not _is_whole(getattr(self, name)) or getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r}: expected a whole number, at least 1"
+                )
+        if not _is_whole(self.seed) or not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed={self.seed!r}: expected a whole number, 0 <= seed < 2**32")
+        levels, first = self.levels, self.first_time
+        if levels is not None and (not _is_whole(levels) or levels < 0 or levels == 1):
+            raise ConfigError(f"levels={levels!r}: expected 2 or more, or 0 for a density")
+        if first is not None and not (isinstance(first, int | float) and 0.0 < first < 1.0):
+            raise ConfigError(f"first_time={first!r}: expected a time between 0 and 1")
         if self.draws > 1 and self.method == "discrete":
             raise ConfigError(f"draws={self.draws}: the method 'discrete' draws once; expected 1")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 class Likelihood(NamedTuple):
@@ -108,6 +127,17 @@ class Likelihood(NamedTuple):
     terms: dict[str, Estimate]
     levels: int
     method: str
+
+    def __str__(self) -> str:
+        """A line of the whole in bits per dimension, and one for each term of a bound."""
+        of = f"one of {self.levels} values" if self.levels else "density"
+        head = f"{self.method}, {self.bits_per_dim.n} examples"
+        rows = {f"bits/dim ({head}; {of})": self.bits_per_dim, "bits/example": self.bits}
+        rows |= {f"  {name}, bits/dim": term for name, term in self.terms.items()}
+        return "\n".join(
+            f"{found.value:.4f} +- {found.standard_error:.4f} {name}"
+            for name, found in rows.items()
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,7 +176,8 @@ class LikelihoodEvaluator:
         for number, (local, batch) in enumerate(batches):
             if program is None:
                 levels = self._levels(np.asarray(local["x"]))
-                program = jax.jit(functools.partial(self._nats, process, levels))
+                nats_of = functools.partial(self._nats, process, levels)
+                program = jax.jit(nats_of, compiler_options=compiler_options())
             self._check_levels(np.asarray(local["x"]), levels or 0)
             with jax.set_mesh(self.mesh):
                 nats = gather(program(params, batch, jnp.uint32(number)))
@@ -164,6 +195,7 @@ class LikelihoodEvaluator:
             for name, values in nats.items()
         }
         whole = terms.pop("total")
+        terms = {name: terms[name] for name in TERMS if name in terms}
         return Likelihood(
             bits_per_dim=whole,
             bits=whole.scaled(dimensions),
@@ -235,7 +267,7 @@ class LikelihoodEvaluator:
             process.schedule,
             x0,
             key=keys,
-            first_time=self._first_time(process.schedule),
+            first_time=self._first_time(process.schedule, levels),
             draws=options.draws,
             spread=options.spread,
             proposal=options.proposal,
@@ -246,6 +278,8 @@ class LikelihoodEvaluator:
         return {"total": bound.total, **parts}
 
     def _discrete(self, denoise: Denoiser, process: Any, x0: Any, keys: Any, levels: int) -> Any:
+        if levels and not isinstance(process, LearnedGaussian):
+            return self._discrete_pixels(denoise, process, x0, keys, levels)
         pairs = jax.vmap(jax.random.split)(keys)
         offset = 0.0
         if levels:
@@ -263,9 +297,30 @@ class LikelihoodEvaluator:
             "reconstruction": last,
         }
 
+    def _discrete_pixels(
+        self, denoise: Denoiser, process: Any, x0: Any, keys: Any, levels: int
+    ) -> Any:
+        """Of values themselves: down to the first time, where they are decoded from the state. A
+        density at t = 0 would ask the network for what it never saw, the noise in the cells."""
+        schedule, first = process.schedule, self._first_time(process.schedule, levels)
+        pairs = jax.vmap(jax.random.split)(keys)
+        times = time_grids.uniform(self.options.steps, 1.0, first)
+        process, asked = with_kernels(process, denoise)
+        bound = likelihood.variational_bound(asked, process, times, x0, key=pairs[:, 1])
+        noise = jax.vmap(lambda k, x: jax.random.normal(k, x.shape, x.dtype))(pairs[:, 0], x0)
+        ends = float(schedule.alpha(first)), float(schedule.sigma(first))
+        nats = likelihood.Pixels(levels, *self.spec.range)(x0, noise, *ends)
+        last = nats.reshape(len(x0), -1).sum(1)
+        return {
+            "total": bound.total + last,
+            "prior": bound.prior,
+            "steps": bound.steps.sum(0),
+            "reconstruction": last,
+        }
+
     def _flow(self, denoise: Denoiser, process: Any, x0: Any, keys: Any, levels: int) -> Any:
         options, schedule = self.options, process.schedule
-        times = self._flow_times(schedule)
+        times = self._flow_times(schedule, levels)
         scale = float(schedule.alpha(times[-1]))
 
         def log_density(x: Any, keys: Any) -> Any:
@@ -290,17 +345,20 @@ class LikelihoodEvaluator:
         )
         return {"total": -log_p}
 
-    def _first_time(self, schedule: Any) -> float:
+    def _first_time(self, schedule: Any, levels: int) -> float:
         if self.options.first_time is not None:
             return self.options.first_time
         if isinstance(schedule, Learned):
             return schedule.t_min
-        if isinstance(schedule, Table):
+        if isinstance(schedule, Table | LearnedBetas):
             return 1.0 / schedule.num_steps
-        return float(schedule.t_from_logsnr(CLEAN_LOGSNR))
+        if not levels:
+            return float(schedule.t_from_logsnr(CLEAN_LOGSNR))
+        noise = CLEAN_SHARE * likelihood.bin_width(levels, *self.spec.range)
+        return float(schedule.t_from_logsnr(-2.0 * math.log(noise)))
 
-    def _flow_times(self, schedule: Any) -> np.ndarray:
-        first = self._first_time(schedule)
+    def _flow_times(self, schedule: Any, levels: int) -> np.ndarray:
+        first = self._first_time(schedule, levels)
         if schedule.alpha(1.0) > 0.0:
             return time_grids.uniform_logsnr(schedule, self.options.steps, 1.0, first)
         top = float(schedule.t_from_logsnr(NOISY_LOGSNR))

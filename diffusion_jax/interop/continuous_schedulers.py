@@ -10,7 +10,7 @@ import numpy as np
 from diffusion_jax.diffusion.schedules import edm, rectified_flow
 from diffusion_jax.interop.discrete_schedulers import restriction
 from diffusion_jax.interop.level_grids import falling, flow_levels, times_at, ve_levels
-from diffusion_jax.interop.level_schedulers import churn
+from diffusion_jax.interop.level_schedulers import churn, first_step
 from diffusion_jax.interop.multistep_rules import multistep_solver
 from diffusion_jax.interop.scheduler_config import SchedulerConfig
 from diffusion_jax.interop.scheduler_plan import SchedulerPlan
@@ -79,15 +79,21 @@ def _edm_plan(
 
 
 def flow_euler(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> SchedulerPlan:
-    """Euler's method for rectified flow, or with new noise after every step."""
-    if config["invert_sigmas"]:
-        raise config.refuse("invert_sigmas", [False])
+    """Euler's method for rectified flow, or with new noise after every step; the class takes the
+    arguments of churn and makes nothing of them."""
     size = int(config["num_train_timesteps"])
     levels, given = _flow_levels(config, steps, arguments), arguments.get("timesteps")
     levels = levels.astype(np.float32).astype(np.float64)
     timesteps = levels * size if given is None else np.asarray(given, np.float64)
     stochastic = bool(config["stochastic_sampling"])
     begin = int(arguments.get("begin_index", 0))
+    inverted: dict[str, Any] = {}
+    if config["invert_sigmas"]:
+        if stochastic:
+            raise config.refuse("stochastic_sampling", ["False with invert_sigmas"])
+        # The network is told the share of data and gives the way to them, x0 - eps.
+        timesteps = (1.0 - levels) * size
+        inverted = {"flipped": True, "noised": (timesteps, levels, 1.0 - levels)}
     return _flow_plan(
         config,
         np.append(levels, 0.0),
@@ -97,23 +103,28 @@ def flow_euler(config: SchedulerConfig, steps: int | None, arguments: Arguments)
         solver="flow_euler",
         options={"renewal": float(stochastic)},
         draws=(int(stochastic),) * (len(levels) - begin),
+        **inverted,
     )
 
 
 def flow_heun(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> SchedulerPlan:
     """Heun's method for rectified flow: the network sees every level but the first twice."""
+    if arguments.get("s_churn"):
+        # The class adds noise and leaves the share of data as it was: off the levels of the flow.
+        raise config.refuse_argument("s_churn", arguments["s_churn"], "0")
     levels = _flow_levels(config, steps, arguments).astype(np.float32).astype(np.float64)
     evaluated = np.append(levels[:1], np.repeat(levels[1:], 2))
     timesteps = evaluated * int(config["num_train_timesteps"])
+    begin = first_step(config, arguments)
     return _flow_plan(
         config,
         np.append(levels, 0.0),
         timesteps,
         evaluated,
-        0,
+        begin,
         solver="heun",
         options={"coordinates": "flow"},
-        draws=(0,) * len(levels),
+        draws=(0,) * (len(levels) - begin),
     )
 
 
@@ -172,16 +183,17 @@ def _flow_plan(
     schedule = rectified_flow()
     alphas, sigmas = flow_levels(evaluated)
     timesteps = np.asarray(timesteps, np.float32).astype(np.float64)
+    seen = begin if len(evaluated) < len(levels) else 2 * begin
+    fields = {"noised": (timesteps, alphas, sigmas), **fields}
     return SchedulerPlan(
         scheduler=config.class_name,
         schedule=schedule,
         times=falling(levels[begin:]),
-        timesteps=timesteps[begin:],
-        alphas=alphas[begin:],
-        sigmas=sigmas[begin:],
+        timesteps=timesteps[seen:],
+        alphas=alphas[seen:],
+        sigmas=sigmas[seen:],
         prediction="velocity",
         initial_scale=1.0,
-        noised=(timesteps, alphas, sigmas),
         integer_timesteps=False,
         **fields,
     )

@@ -133,13 +133,15 @@ def tcd(config: SchedulerConfig, steps: int | None, arguments: Mapping[str, Any]
     eta = float(arguments.get("eta", 0.3))
     after = np.append(timesteps[1:], 0.0)
     noisy = int(eta > 0.0)
+    # Of a shortened list diffusers still counts the steps that it had.
+    shortened = arguments.get("timesteps") is not None and arguments.get("strength", 1.0) < 1.0
     return table_plan(
         config,
         timesteps,
         after,
         solver="tcd",
         options={"gamma": eta, "table": True},
-        draws=(noisy,) * (len(timesteps) - 1) + (0,),
+        draws=(noisy,) * (len(timesteps) - 1) + (noisy * int(shortened),),
     )
 
 
@@ -192,7 +194,9 @@ def _levels(schedule: Table, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def restriction(config: SchedulerConfig) -> dict[str, Any]:
-    """The fields of a plan that say how x0 is clipped or thresholded."""
+    """The fields of a plan that say how x0 is clipped or thresholded; TCD's class does neither."""
+    if config.class_name == "TCDScheduler":
+        return {}
     if config.get("thresholding"):
         limits = config["dynamic_thresholding_ratio"], config["sample_max_value"]
         return {"threshold": (float(limits[0]), float(limits[1]))}
@@ -231,8 +235,12 @@ def _distilled(
         timesteps = _own_timesteps(config, steps, arguments)
         kept = min(int(len(timesteps) * strength), len(timesteps))
         return timesteps[len(timesteps) - kept :][begin:]
-    count = arguments.get("original_inference_steps") or config["original_inference_steps"]
+    given = arguments.get("original_inference_steps")
+    count = given or config["original_inference_steps"]
     trained = (np.arange(1, int(count * strength) + 1) * (size // count) - 1.0)[::-1]
+    if given is not None and config.class_name == "TCDScheduler":
+        # The class then chooses among all timesteps.
+        trained = np.arange(float(int(size * strength)))[::-1]
     steps = _required(config, steps)
     if not 1 <= steps <= len(trained):
         raise config.refuse_argument("steps", steps, f"a number from 1 to {len(trained)}")

@@ -64,10 +64,12 @@ def singlestep(config: SchedulerConfig, steps: int | None, arguments: Arguments)
     products = alphabars(config)
     levels, timesteps = _grid(config, steps, arguments, products)
     algorithm = algorithm_of(config)
-    if algorithm == "sde-dpmsolver++":
-        raise config.refuse("algorithm_type", ("dpmsolver++", "dpmsolver"))
     _check_final(config, algorithm)
-    orders = order_list(config, len(timesteps))
+    begin = int(arguments.get("begin_index", 0))
+    # Those that begin within a group have no values before them.
+    orders = [
+        min(order, k + 1) for k, order in enumerate(order_list(config, len(timesteps))[begin:])
+    ]
     most = config["solver_order"]
     options: dict[str, Any] = {}
     if most > 1:
@@ -75,9 +77,11 @@ def singlestep(config: SchedulerConfig, steps: int | None, arguments: Arguments)
     solver = f"dpmpp_{most}s"
     if algorithm == "dpmsolver":
         solver, options = "dpmsolver_singlestep", {**options, "order": most}
-    draws = (0,) * len(timesteps)
+    elif algorithm == "sde-dpmsolver++":
+        solver, options = "dpmpp_sde_singlestep", {**options, "order": most, "corrected": False}
+    draws = (int(algorithm == "sde-dpmsolver++"),) * (len(timesteps) - begin)
     return _plan(
-        config, products, levels, timesteps, 0, solver=solver, options=options, draws=draws
+        config, products, levels, timesteps, begin, solver=solver, options=options, draws=draws
     )
 
 
@@ -249,6 +253,7 @@ def _plan(
         initial_scale=1.0,
         noised=(timesteps, alphas, sigmas),
         learned_variance=config.get("variance_type") in ("learned", "learned_range"),
-        **restriction(config),
+        # UniPC restricts x0 where x0 is what it integrates.
+        **(restriction(config) if config.get("predict_x0", True) else {}),
         **fields,
     )

@@ -73,8 +73,14 @@ def churn(
         return {}, (0,) * steps
     low, high = float(arguments.get("s_tmin", 0.0)), float(arguments.get("s_tmax", np.inf))
     noise = {"s_noise": float(arguments.get("s_noise", 1.0))}
+    churns = (levels[:-1] >= low) & (levels[:-1] <= high)
+    if not churns.any():
+        return {}, (0,) * steps
+    # Limits that a level meets exactly must not depend on how our schedule rounds it.
+    met = levels[:-1][churns].astype(np.float64)
+    low, high = min(low, float(met.min()) * (1.0 - 1e-6)), float(met.max()) * (1.0 + 1e-6)
     options = {"s_churn": s_churn, "s_tmin": low, "s_tmax": high, **noise, **held}
-    return options, tuple(int(low <= level <= high) for level in levels[:-1])
+    return options, tuple(int(churned) for churned in churns)
 
 
 def _euler_grid(
@@ -117,6 +123,9 @@ def euler_ancestral(
 
 def lms(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> SchedulerPlan:
     """The linear multistep method; `order` is 4 unless given."""
+    if arguments.get("begin_index"):
+        # diffusers then weighs the slopes there are as if there were more.
+        raise config.refuse_argument("begin_index", arguments["begin_index"], "0")
     products = alphabars(config)
     levels, timesteps = _grid(config, steps, arguments, products)
     choices = {**PREDICTIONS, "sample": "x0"}
@@ -127,7 +136,10 @@ def lms(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> Sch
         timesteps,
         prediction=choices[config.choose("prediction_type", choices)],
         solver="lms",
-        options={"order": min(int(arguments.get("order", 4)), len(timesteps))},
+        options={
+            "order": min(int(arguments.get("order", 4)), len(timesteps)),
+            "coordinates": "sigma",
+        },
         draws=(0,) * len(timesteps),
     )
 
@@ -137,16 +149,18 @@ def heun(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> Sc
     products = alphabars(config)
     levels, timesteps = _grid(config, steps, arguments, products)
     choices = {**PREDICTIONS, "sample": "x0"}
+    begin = first_step(config, arguments)
     return _plan(
         config,
         products,
         levels,
         np.append(timesteps[:1], np.repeat(timesteps[1:], 2)),
+        begin=begin,
         evaluated=np.append(levels[:1], np.repeat(levels[1:-1], 2)),
         prediction=choices[config.choose("prediction_type", choices)],
         solver="heun",
         options={"coordinates": "sigma"},
-        draws=(0,) * len(timesteps),
+        draws=(0,) * (len(timesteps) - begin),
     )
 
 
@@ -162,17 +176,27 @@ def kdpm2(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> S
         timesteps = timesteps.round()
     between = timestep_of(inner, np.log(level_of(products)))
     pairs = np.stack([between, timesteps[1:]], 1).ravel()
+    begin = first_step(config, arguments)
     return _plan(
         config,
         products,
         levels,
         np.append(timesteps[:1], pairs),
+        begin=begin,
         evaluated=np.append(exact[:1], np.stack([inner, exact[1:-1]], 1).ravel()),
         noised_at=np.append(exact[:1], np.repeat(exact[1:-1], 2)),
         solver="kdpm2_ancestral" if ancestral else "kdpm2",
-        options={},
-        draws=(int(ancestral),) * (len(exact) - 2) + (0,),
+        options={"coordinates": "sigma"},
+        draws=(int(ancestral),) * (len(exact) - 2 - begin) + (0,),
     )
+
+
+def first_step(config: SchedulerConfig, arguments: Arguments) -> int:
+    """The step to begin at, of classes that count two evaluations a step in `begin_index`."""
+    index = int(arguments.get("begin_index", 0))
+    if index % 2:
+        raise config.refuse_argument("begin_index", index, "an even number, twice the step's")
+    return index // 2
 
 
 def spaced(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> np.ndarray:
@@ -218,8 +242,9 @@ def _plan(
     prediction: str | None = None,
     **fields: Any,
 ) -> SchedulerPlan:
-    """The plan over `levels` [N + 1]; those evaluated are its first N unless given."""
+    """The plan over `levels` [N + 1] from step `begin`; evaluated are its first N unless given."""
     schedule = as_table(products)
+    seen = begin if evaluated is None else 2 * begin
     alphas, sigmas = vp_levels(levels[:-1] if evaluated is None else evaluated)
     noised = alphas, sigmas
     if noised_at is not None:
@@ -236,9 +261,9 @@ def _plan(
         scheduler=config.class_name,
         schedule=schedule,
         times=times_at(schedule, *vp_levels(levels)),
-        timesteps=noised_timesteps[begin:],
-        alphas=alphas[begin:],
-        sigmas=sigmas[begin:],
+        timesteps=noised_timesteps[seen:],
+        alphas=alphas[seen:],
+        sigmas=sigmas[seen:],
         prediction=prediction,
         initial_scale=scale,
         noised=(noised_timesteps, *noised),

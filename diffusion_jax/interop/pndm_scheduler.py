@@ -14,7 +14,9 @@ from diffusion_jax.interop.scheduler_plan import SchedulerPlan
 
 def pndm(config: SchedulerConfig, steps: int | None, arguments: Mapping[str, Any]) -> SchedulerPlan:
     """Pseudo Runge-Kutta for three steps and then linear multistep, or linear multistep alone."""
-    del arguments
+    if arguments.get("begin_index"):
+        # diffusers then repeats a step that its list of timesteps does not repeat.
+        raise config.refuse_argument("begin_index", arguments["begin_index"], "0")
     prk = not config["skip_prk_steps"]
     least = 4 if prk else 2
     if steps is None or steps < least:

@@ -36,6 +36,10 @@ def almost_zero(products: np.ndarray, config: SchedulerConfig) -> np.ndarray:
 def as_table(products: np.ndarray) -> Table:
     """The schedule with these squared signal factors at t = (i + 1) / T."""
     products = np.asarray(products, np.float64)
+    # With almost zero at the end, entries before may be noisier than that: no grid stays there.
+    size = len(products)
+    least = products[-1] * (1.0 + 1e-6 * np.arange(size)[::-1])
+    products = np.maximum(products, least)
     return table(1.0 - products / np.concatenate([[1.0], products[:-1]]))
 
 
@@ -88,10 +92,11 @@ def _decaying(name: str, count: int) -> np.ndarray:
 def _spread(start: float, end: float, count: int) -> np.ndarray:
     """Evenly spread single-precision numbers, each counted from the nearer end."""
     first, last = np.float32(start), np.float32(end)
-    width = (last - first) / np.float32(max(count - 1, 1))
-    index = np.arange(count, dtype=np.float32)
-    rising, falling = first + width * index, last - width * index[::-1]
-    return np.where(np.arange(count) < count // 2, rising, falling).astype(np.float32)
+    width = np.float64((last - first) / np.float32(max(count - 1, 1)))
+    index = np.arange(count)
+    # Product and sum are rounded once, as by processors that fuse them.
+    rising, falling = np.float64(first) + width * index, np.float64(last) - width * index[::-1]
+    return np.where(index < count // 2, rising, falling).astype(np.float32)
 
 
 def _products(betas: np.ndarray) -> np.ndarray:
@@ -141,6 +146,13 @@ def respaced(config: SchedulerConfig, levels: np.ndarray, steps: int) -> np.ndar
 
 
 def timestep_of(levels: Any, log_table: np.ndarray) -> np.ndarray:
-    """Timesteps, fractional, at which a table of log levels, rising, has these levels."""
+    """Timesteps, fractional, at which a table of log levels, rising, has these levels.
+
+    Some are truncated to whole ones afterwards, so that the rounding counts: the gaps of the table
+    are in its own precision.
+    """
     logs = np.log(np.maximum(levels, 1e-10))
-    return np.interp(logs, log_table, np.arange(len(log_table)))
+    low = np.clip(np.searchsorted(log_table, logs, "right") - 1, 0, len(log_table) - 2)
+    share = (log_table[low] - logs) / (log_table[low] - log_table[low + 1])
+    share = np.clip(share, 0.0, 1.0)
+    return (1.0 - share) * low + share * (low + 1)

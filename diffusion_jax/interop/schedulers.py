@@ -27,7 +27,7 @@ SCHEDULERS: dict[str, tuple[Family, tuple[str, ...]]] = {
         ("eta", "use_clipped_model_output", "begin_index"),
     ),
     "UnCLIPScheduler": (discrete_schedulers.unclip, ("begin_index",)),
-    "PNDMScheduler": (pndm_scheduler.pndm, ()),
+    "PNDMScheduler": (pndm_scheduler.pndm, ("begin_index",)),
     "LCMScheduler": (
         discrete_schedulers.lcm,
         ("original_inference_steps", "timesteps", "strength", "begin_index"),
@@ -41,24 +41,30 @@ SCHEDULERS: dict[str, tuple[Family, tuple[str, ...]]] = {
         ("timesteps", "sigmas", *_CHURN, "begin_index"),
     ),
     "EulerAncestralDiscreteScheduler": (level_schedulers.euler_ancestral, ("begin_index",)),
-    "HeunDiscreteScheduler": (level_schedulers.heun, ("timesteps",)),
-    "KDPM2DiscreteScheduler": (level_schedulers.kdpm2, ()),
-    "KDPM2AncestralDiscreteScheduler": (level_schedulers.kdpm2, ()),
-    "LMSDiscreteScheduler": (level_schedulers.lms, ("order",)),
+    "HeunDiscreteScheduler": (level_schedulers.heun, ("timesteps", "begin_index")),
+    "KDPM2DiscreteScheduler": (level_schedulers.kdpm2, ("begin_index",)),
+    "KDPM2AncestralDiscreteScheduler": (level_schedulers.kdpm2, ("begin_index",)),
+    "LMSDiscreteScheduler": (level_schedulers.lms, ("order", "begin_index")),
     "DPMSolverMultistepScheduler": (
         exponential_schedulers.multistep,
         ("timesteps", "mu", "begin_index"),
     ),
-    "DPMSolverSinglestepScheduler": (exponential_schedulers.singlestep, ("timesteps", "mu")),
+    "DPMSolverSinglestepScheduler": (
+        exponential_schedulers.singlestep,
+        ("timesteps", "mu", "begin_index"),
+    ),
     "DEISMultistepScheduler": (exponential_schedulers.deis, ("mu", "begin_index")),
     "UniPCMultistepScheduler": (exponential_schedulers.unipc, ("sigmas", "mu", "begin_index")),
     "EDMEulerScheduler": (continuous_schedulers.edm_euler, (*_CHURN, "begin_index")),
     "EDMDPMSolverMultistepScheduler": (continuous_schedulers.edm_multistep, ("begin_index",)),
     "FlowMatchEulerDiscreteScheduler": (
         continuous_schedulers.flow_euler,
-        ("sigmas", "timesteps", "mu", "begin_index"),
+        ("sigmas", "timesteps", "mu", *_CHURN, "begin_index"),
     ),
-    "FlowMatchHeunDiscreteScheduler": (continuous_schedulers.flow_heun, ()),
+    "FlowMatchHeunDiscreteScheduler": (
+        continuous_schedulers.flow_heun,
+        (*_CHURN, "begin_index"),
+    ),
 }
 """Class name -> the function that reads it, and the arguments that it takes besides `steps`."""
 

@@ -103,7 +103,7 @@ class FrozenEncoder:
 
 
 def network_encoder(
-    apply: Callable[..., Any], noise: float
+    apply: Callable[..., Any], noise: float | Float[Array, ""]
 ) -> Callable[[PyTree, Float[Array, "batch ..."]], Array]:
     """The features of a trained denoiser, unconditional, as an encoder.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
+import jax
 import numpy as np
 
 from diffusion_jax.data.spec import DataSpec
@@ -14,6 +15,30 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.pipelines.options import label_list, number, number_rows, text_list
 
 _FIELDS = (("label", "labels"), ("text", "prompts"), ("scalar", "scalars"))
+Values = tuple[Any, Any, Any]
+"""Labels, prompts and scalars as a user gives them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What samples are asked to be, as arrays [num, ...] by the name of the condition.
+
+    Attributes:
+        given: the conditions of each sample.
+        negative: in place of none of them; None where that is not asked for.
+        also: further conditions, each of all samples.
+        weights: of these; None for that of the guidance.
+    """
+
+    given: Mapping[str, np.ndarray]
+    negative: Mapping[str, np.ndarray] | None
+    also: Sequence[Mapping[str, np.ndarray]]
+    weights: np.ndarray | None
+
+    def branches(self, index: np.ndarray) -> dict[str, Any]:
+        """The conditions of the samples at `index`, by branch of the guidance."""
+        whole = {"given": self.given, "negative": self.negative, "also": self.also}
+        return jax.tree.map(lambda values: values[index], whole)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,18 +55,31 @@ class Conditions:
     names: tuple[str, ...]
     always: tuple[str, ...]
 
-    def rows(
-        self, num: int, labels: Any, prompts: Any, scalars: Any, *, shapes_only: bool = False
-    ) -> dict[str, np.ndarray]:
+    def read(
+        self, num: int, *, given: Values, negative: Values, also: Values, also_guidance: Any
+    ) -> Asked:
+        """All that `sample` takes of conditions and their weights.
+
+        Raises:
+            ConfigError: as `rows`, naming `negative_labels`, `also_labels` and so on; numbers of
+                further conditions that differ.
+        """
+        others, weights = self._also(num, also, also_guidance)
+        return Asked(
+            given=self.rows(num, given),
+            negative=self._other(num, "negative_", negative),
+            also=others,
+            weights=weights,
+        )
+
+    def rows(self, num: int, values: Values, *, shapes_only: bool = False) -> dict[str, np.ndarray]:
         """Conditioning [num, ...] by name; what is not given is the network's null, but for labels,
         which are then all classes in turn.
 
         Raises:
             ConfigError: something that the model does not read, or was never trained without.
         """
-        values = {"labels": labels, "prompts": prompts, "scalars": scalars}
-        for name, argument in _FIELDS:
-            value = values[argument]
+        for (name, argument), value in zip(_FIELDS, values, strict=True):
             if _given(value) and name not in self.names:
                 what = "unconditional" if not self.names else f"not conditioned by {name}"
                 raise ConfigError(f"{argument}={value!r}: the model is {what}; leave them")
@@ -50,11 +88,11 @@ class Conditions:
                     f"{argument}={value!r}: the model was trained with {name}_dropout=0 and has "
                     f"no prediction without; give {argument}"
                 )
-        result = {}
+        (labels, prompts, scalars), result = values, {}
         if "label" in self.names:
             classes = self.spec.num_classes
             labels = labels if _given(labels) else range(classes)
-            result["label"] = _cycle(label_list(labels, classes), num)
+            result["label"] = _cycle(label_list(labels, classes, self.spec.classes), num)
         if "text" in self.names:
             # An empty text is exactly the network's null.
             texts = text_list(prompts, self.spec.text_length)
@@ -63,61 +101,46 @@ class Conditions:
             result["scalar"] = _cycle(number_rows(scalars, self.spec.scalars), num)
         return result
 
-    def negative(
-        self, num: int, labels: Any, prompts: Any, scalars: Any
-    ) -> dict[str, np.ndarray] | None:
-        """`rows` of what guidance turns away from; None where nothing is given.
-
-        Raises:
-            ConfigError: as `rows`, naming `negative_labels` and so on.
-        """
-        return self._other(num, "negative_", labels, prompts, scalars)
-
-    def also(
-        self, num: int, labels: Any, prompts: Any, scalars: Any, weights: Any, guidance: float
-    ) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
-        """Further conditions, each of all samples, and their weights [k] (default: `guidance`).
-
-        Raises:
-            ConfigError: as `rows`, naming `also_labels` and so on; numbers that differ.
-        """
+    def _also(
+        self, num: int, values: Values, weights: Any
+    ) -> tuple[list[dict[str, np.ndarray]], np.ndarray | None]:
+        """Further conditions, and their weights [k] where some are given."""
         lists = {
             f"also_{argument}": _list(value)
-            for argument, value in (("labels", labels), ("prompts", prompts), ("scalars", scalars))
+            for (_, argument), value in zip(_FIELDS, values, strict=True)
             if _given(value)
         }
         count = len(next(iter(lists.values()), ()))
-        shares = _list(weights) if _given(weights) else [guidance] * count
-        for name, value in {**lists, "also_guidance": shares}.items():
+        shares = {"also_guidance": _list(weights)} if _given(weights) else {}
+        for name, value in {**lists, **shares}.items():
             if len(value) != count:
                 what = f"{count} further conditions" if count else "no further condition"
                 raise ConfigError(f"{name}={value!r}: expected one for each of {what}")
-        numbers = [number("also_guidance", share) for share in shares]
         parts = []
         for k in range(count):
-            one = {name: values[k : k + 1] for name, values in lists.items()}
-            arguments = [one.get(f"also_{argument}") for _, argument in _FIELDS]
-            parts.append(self._other(num, "also_", *arguments))
+            one = [lists.get(f"also_{argument}", [])[k : k + 1] for _, argument in _FIELDS]
+            parts.append(self._other(num, "also_", (one[0], one[1], one[2])))
+        if not shares:
+            return parts, None
+        numbers = [number("also_guidance", share) for share in shares["also_guidance"]]
         return parts, np.asarray(numbers, np.float32)
 
-    def _other(
-        self, num: int, prefix: str, labels: Any, prompts: Any, scalars: Any
-    ) -> dict[str, np.ndarray] | None:
-        if not any(_given(value) for value in (labels, prompts, scalars)):
+    def _other(self, num: int, prefix: str, values: Values) -> dict[str, np.ndarray] | None:
+        """`rows` of what is given beside; None where nothing is."""
+        if not any(_given(value) for value in values):
             return None
-        for name, value in (("label", labels), ("text", prompts), ("scalar", scalars)):
+        for (name, argument), value in zip(_FIELDS, values, strict=True):
             if name in self.always and not _given(value):
-                argument = prefix + dict(_FIELDS)[name]
                 raise ConfigError(
-                    f"{argument}={value!r}: the model was trained with {name}_dropout=0 and has "
-                    f"no prediction without; give {argument}"
+                    f"{prefix}{argument}={value!r}: the model was trained with {name}_dropout=0 "
+                    f"and has no prediction without; give {prefix}{argument}"
                 )
         try:
-            rows = self.rows(num, labels, prompts, scalars)
+            rows = self.rows(num, values)
         except ConfigError as error:
             raise ConfigError(f"{prefix}{error}") from error
         # Labels that are not given are none here, and not all classes.
-        return {k: v for k, v in rows.items() if k != "label" or _given(labels)}
+        return {k: v for k, v in rows.items() if k != "label" or _given(values[0])}
 
 
 def _given(value: Any) -> bool:

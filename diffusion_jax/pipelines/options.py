@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import math
 import operator
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.diffusion import solvers
-from diffusion_jax.errors import ConfigError, unknown_name
+from diffusion_jax.errors import ConfigError, nearest, unknown_name
 from diffusion_jax.pipelines.guidance_kinds import KINDS
 
 _LOG = logging.getLogger(__name__)
@@ -114,6 +115,8 @@ class SamplingOptions:
                 values[name] = value
         for field, chosen in (("solver_options", "solver"), ("guidance_options", "guidance_by")):
             own, known = changes.get(field), values[field]
+            if not isinstance(own, Mapping | None):
+                raise ConfigError(f"{field}={own!r}: expected a mapping, such as {{'eta': 0.5}}")
             if own:
                 merged = {**known.get(values[chosen], {}), **own}
                 values[field] = {**known, values[chosen]: merged}
@@ -138,6 +141,30 @@ def _check_guidance(options: SamplingOptions) -> None:
         raise ConfigError(
             f"log_probability={options.log_probability!r}: expected a function of (x, t)"
         )
+
+
+NOT_OPTIONS = ("key", "noise", "trajectory", "evaluations")
+"""Keywords of solvers that a pipeline gives itself, or whose result it does not pass on."""
+
+
+def check_solver_options(solver: str, given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an option that the solver does not have, or of another kind."""
+    parameters = inspect.signature(solvers.get(solver)).parameters.values()
+    keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    known = {name: default for name, default in keywords.items() if name not in NOT_OPTIONS}
+    for option, value in given.items():
+        if not known:
+            raise ConfigError(f"{solver} option {option!r} is unknown; it takes none")
+        if option not in known:
+            raise ConfigError(unknown_name(f"{solver} option", option, known))
+        default = known[option]
+        kinds: Any = type(default)
+        if isinstance(default, int | float) and not isinstance(default, bool):
+            number(f"{solver}.{option}", value)
+        elif isinstance(default, bool | str) and not isinstance(value, kinds):
+            raise ConfigError(
+                f"{solver}.{option}={value!r}: expected a {kinds.__name__}, such as {default!r}"
+            )
 
 
 def whole(name: str, value: Any, *, low: int, below: int | None = None) -> int:
@@ -178,18 +205,52 @@ def _interval(value: Any) -> tuple[float, float]:
     return low, high
 
 
-def label_list(labels: Any, num_classes: int) -> np.ndarray:
-    """Labels as int32 [n]; ConfigError unless they are whole numbers in 0..num_classes-1."""
+def label_list(labels: Any, num_classes: int, names: Sequence[str] = ()) -> np.ndarray:
+    """Labels as int32 [n].
+
+    Args:
+        labels: numbers, names, or one of either.
+        num_classes: how many classes there are.
+        names: of the classes, in order; empty where they have none.
+
+    Raises:
+        ConfigError: a label is no whole number in 0..num_classes-1 and not the name of a class.
+    """
+    alone = isinstance(labels, str) or not isinstance(labels, Iterable)
+    given = [labels] if alone or getattr(labels, "ndim", 1) == 0 else labels
+    numbers = [
+        _class_number(one, num_classes, names) if isinstance(one, str) else one for one in given
+    ]
     try:
-        array = np.atleast_1d(np.asarray(labels))
+        array = np.asarray(numbers)
     except ValueError:  # rows of unequal length
         array = np.empty(0, object)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ConfigError(f"labels={labels!r}: expected a list of whole numbers")
+        shown = " ".join(repr(labels).split())
+        raise ConfigError(f"labels={shown}: expected a list of whole numbers or names")
     bad = (array < 0) | (array >= num_classes)
     if bad.any():
-        raise ConfigError(f"labels={array[bad][0]}: out of range; expected 0..{num_classes - 1}")
+        found = str(array[bad][0])
+        hint = f"; the class of that name is {names.index(found)}" if found in names else ""
+        raise ConfigError(f"labels={found}: out of range; expected 0..{num_classes - 1}{hint}")
     return array.astype(np.int32)
+
+
+SHOWN_NAMES = 12
+"""Names of classes that an error lists at most."""
+
+
+def _class_number(name: str, num_classes: int, names: Sequence[str]) -> int:
+    field = f"labels={str(name)!r}"
+    if not names:
+        raise ConfigError(f"{field}: the classes have no names; expected 0..{num_classes - 1}")
+    if name in names:
+        return names.index(name)
+    close = nearest(name, names)
+    hint = f" (did you mean {close!r}?)" if close else ""
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    shown = ", ".join(names[:SHOWN_NAMES])
+    raise ConfigError(f"{field} is no class{hint}; known: {shown}{more}")
 
 
 def text_list(prompts: Any, length: int) -> list[str]:

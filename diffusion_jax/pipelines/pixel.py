@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,13 +24,18 @@ from diffusion_jax.data.text import decode
 from diffusion_jax.diffusion import solvers, thresholding
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser, as_denoiser
 from diffusion_jax.diffusion.processes import LearnedGaussian, with_kernels
-from diffusion_jax.errors import ConfigError, named, unknown_name
+from diffusion_jax.errors import ConfigError, named
 from diffusion_jax.networks import compiler_options
 from diffusion_jax.parallel.arrays import gather
 from diffusion_jax.parallel.mesh import batch_sharding, batch_shards
 from diffusion_jax.pipelines import guiding
-from diffusion_jax.pipelines.conditioning import Conditions
-from diffusion_jax.pipelines.options import Program, SamplingOptions, whole
+from diffusion_jax.pipelines.conditioning import Asked, Conditions
+from diffusion_jax.pipelines.options import (
+    Program,
+    SamplingOptions,
+    check_solver_options,
+    whole,
+)
 from diffusion_jax.pipelines.samples import Samples
 from diffusion_jax.visual.pixels import to_uint8
 
@@ -79,13 +83,13 @@ class PixelPipeline:
         self,
         num: int = 16,
         *,
-        labels: Sequence[int] | np.ndarray | None = None,
+        labels: Sequence[int | str] | np.ndarray | None = None,
         prompts: str | Sequence[str] | None = None,
         scalars: Sequence[Sequence[float]] | np.ndarray | None = None,
-        negative_labels: Sequence[int] | np.ndarray | None = None,
+        negative_labels: Sequence[int | str] | np.ndarray | None = None,
         negative_prompts: str | Sequence[str] | None = None,
         negative_scalars: Sequence[Sequence[float]] | np.ndarray | None = None,
-        also_labels: Sequence[int] | np.ndarray | None = None,
+        also_labels: Sequence[int | str] | np.ndarray | None = None,
         also_prompts: str | Sequence[str] | None = None,
         also_scalars: Sequence[Sequence[float]] | np.ndarray | None = None,
         also_guidance: Sequence[float] | np.ndarray | None = None,
@@ -98,7 +102,7 @@ class PixelPipeline:
 
         Args:
             num: how many.
-            labels: cycled up to `num`; None takes all classes in turn.
+            labels: numbers or names of classes, cycled up to `num`; None takes all in turn.
             prompts: captions, cycled up to `num`; None samples without.
             scalars: rows of the numbers that condition the model, cycled; None samples without.
             negative_labels, negative_prompts, negative_scalars: in place of the unconditional
@@ -118,28 +122,42 @@ class PixelPipeline:
                 without labels.
         """
         num, seed = whole("num", num, low=1), whole("seed", seed, low=0, below=2**32)
-        read = self._conditions
-        given = read.rows(num, labels, prompts, scalars)
-        negative = read.negative(num, negative_labels, negative_prompts, negative_scalars)
-        chosen = self._options(options, negative is not None)
-        extra = (also_labels, also_prompts, also_scalars, also_guidance)
-        also, shares = read.also(num, *extra, chosen.guidance)
-        guiding.check_extra(chosen, self._model, negative=negative is not None, also=len(also))
-        branches = {"given": given, "negative": negative, "also": also}
-        size = self._batch_shape(num, chosen.batch_size)
-        compiled = self._compiled(Program(chosen), trajectory)
+        asked = self._conditions.read(
+            num,
+            given=(labels, prompts, scalars),
+            negative=(negative_labels, negative_prompts, negative_scalars),
+            also=(also_labels, also_prompts, also_scalars),
+            also_guidance=also_guidance,
+        )
+        negative = asked.negative is not None
+        chosen = self._options(options, negative)
+        guiding.check_extra(chosen, self._model, negative=negative, also=len(asked.also))
+        return self._draw(num, asked, chosen, seed, trajectory, progress)
+
+    def _draw(
+        self,
+        num: int,
+        asked: Asked,
+        options: SamplingOptions,
+        seed: int,
+        trajectory: bool,
+        progress: Callable[[int], None] | None,
+    ) -> Samples:
+        """`sample`, batch by batch, of what has been checked."""
+        size = self._batch_shape(num, options.batch_size)
+        compiled = self._compiled(Program(options), trajectory)
+        numbers = _weights(options.guidance, asked)
         parts = []
-        numbers = {"guidance": jnp.float32(chosen.guidance), "also": jnp.asarray(shares)}
         for start in range(0, num, size):
             index = np.minimum(np.arange(start, start + size), num - 1)
-            conditioning = jax.tree.map(lambda values, rows=index: values[rows], branches)
-            inputs = self._place((index.astype(np.uint32), conditioning))
+            inputs = self._place((index.astype(np.uint32), asked.branches(index)))
             with jax.set_mesh(self.mesh):
                 states = compiled(self._trees, jnp.uint32(seed), *inputs, numbers)
             parts.append(gather(states)[:, : num - start])
             if progress is not None:
                 progress(min(start + size, num))
         states = self._finish(np.concatenate(parts, axis=1))
+        given = asked.given
         return Samples(
             x=states[-1],
             label=given.get("label"),
@@ -177,9 +195,7 @@ class PixelPipeline:
 
     def _check_solver(self, options: SamplingOptions, name: str) -> None:
         """Walks through the solver, with nothing in place of the network."""
-        given = options.solver_options.get(name, {})
-        if name == "ancestral" and given:
-            raise ConfigError(f"ancestral option {next(iter(given))!r} is unknown; it takes none")
+        check_solver_options(name, options.solver_options.get(name, {}))
         if name == "ancestral" or self.schedule is None:
             return
         nothing = as_denoiser(
@@ -191,12 +207,6 @@ class PixelPipeline:
         run = functools.partial(
             self._solve, Program(dataclasses.replace(options, solver=name)), nothing
         )
-        standard = {"key", "noise", "trajectory"}
-        parameters = inspect.signature(solvers.get(name)).parameters.values()
-        known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - standard
-        for option in given:
-            if option not in known:
-                raise ConfigError(unknown_name(f"{name} option", option, known))
         with named(f"{name}."), _one_line():
             jax.eval_shape(lambda x, key: run(x, key, False), x, key)
 
@@ -213,7 +223,7 @@ class PixelPipeline:
             self._check_solver(options, name)
         batch = batch_shards(self.mesh)
         index = jax.ShapeDtypeStruct((batch,), jnp.uint32)
-        one = self._conditions.rows(1, None, None, None, shapes_only=True)
+        one = self._conditions.rows(1, (None, None, None), shapes_only=True)
         given = {k: jax.ShapeDtypeStruct((batch, *v.shape[1:]), v.dtype) for k, v in one.items()}
         branches = {"given": given, "negative": None, "also": []}
         numbers = {
@@ -300,9 +310,8 @@ class PixelPipeline:
     ) -> Shaped[Array, "states batch *shape"]:
         if self.process_of is not None:
             process = self.process_of(trees["params"])
-            found = dataclasses.replace(
-                self, process=process, schedule=process.schedule, process_of=None
-            )
+            schedule = getattr(process, "schedule", None)
+            found = dataclasses.replace(self, process=process, schedule=schedule, process_of=None)
             rest = (seed, index, conditioning, numbers)
             return found._run(static, trajectory, trees, *rest)
         root = jax.random.fold_in(jax.random.key(seed), SAMPLING_STREAM)
@@ -361,6 +370,12 @@ class PixelPipeline:
     def _perturbed_denoiser(self, params: PyTree, given: Mapping[str, Array]) -> Denoiser:
         assert self.perturbed is not None
         return self.perturbed(params, given)
+
+
+def _weights(guidance: float, asked: Asked) -> dict[str, Array]:
+    """The guidance and the weights of further conditions, which are its own where none is given."""
+    also = np.full(len(asked.also), guidance) if asked.weights is None else asked.weights
+    return {"guidance": jnp.float32(guidance), "also": jnp.asarray(also, jnp.float32)}
 
 
 @contextlib.contextmanager

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
 
 from diffusion_jax.networks import compiler_options
 from diffusion_jax.training.metrics import means
@@ -54,8 +57,10 @@ class Validator:
         totals: dict[str, dict[str, Any]] = {suffix: {} for suffix in weights}
         with jax.set_mesh(self.mesh):
             for number, batch in enumerate(self.batches()):
+                size = batch["mask"].shape[0]
+                place = jnp.int32(number * size), cells(number * size, size, self.count)
                 for suffix, params in weights.items():
-                    pairs = self._evaluate(params, state, frozen, batch, jnp.int32(number))
+                    pairs = self._evaluate(params, state, frozen, batch, *place)
                     _add(totals[suffix], pairs)
         result: dict[str, float] = {}
         for suffix, pairs in totals.items():
@@ -63,16 +68,33 @@ class Validator:
         return result
 
     def _metrics(
-        self, params: PyTree, state: TrainState, frozen: PyTree, batch: Any, number: Any
+        self,
+        params: PyTree,
+        state: TrainState,
+        frozen: PyTree,
+        batch: Any,
+        first: Any,
+        stratum: Any,
     ) -> Mapping[str, tuple[Any, Any]]:
-        size = batch["mask"].shape[0]
-        index = number * size + jnp.arange(size)
+        index = first + jnp.arange(batch["mask"].shape[0])
         key = self.trainer.key(VALIDATION_STREAM)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-        # The golden-ratio sequence is low-discrepancy for every number of examples and, unlike
-        # index / count, does not tie an example's place in the set to its noise level.
-        stratum = jnp.mod(index.astype(jnp.float32) * 0.6180339887, 1.0)
         return self.trainer.evaluate(params, state, frozen, batch, keys, stratum, self.count)
+
+
+def cells(first: int, size: int, count: int) -> Float32[np.ndarray, " size"]:
+    """Where the cells of examples first, first + 1, ... begin, of `count` that share out [0, 1).
+
+    Each of the first `count` examples has a cell of its own, so that a mean over them all is
+    unbiased. Neighbours are apart by about the golden section: unlike index / count, that does not
+    tie an example's place in the set to its noise level.
+    """
+    golden = round(0.6180339887 * count)
+    # Coprime to the count: a stride that meets every cell before it comes back to the first.
+    stride = next(
+        s for d in range(count + 1) for s in (golden + d, golden - d) if math.gcd(s, count) == 1
+    )
+    return np.asarray((first + np.arange(size)) * stride % count / count, np.float32)
 
 
 def _add(totals: dict[str, Any], pairs: Mapping[str, tuple[Any, Any]]) -> None:

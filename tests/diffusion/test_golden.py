@@ -25,11 +25,8 @@ from diffusion_jax.errors import ConfigError
 
 OURS = Path(__file__).parents[1] / "golden"
 GOLDEN = Path(os.environ.get("DIFFUSION_JAX_GOLDEN") or OURS)
-CASES = [
-    case["name"]
-    for case in json.loads((GOLDEN / "index.json").read_text())["cases"]
-    if case["kind"] == "scheduler"
-]
+INDEX = json.loads((GOLDEN / "index.json").read_text())["cases"]
+CASES = [case["name"] for case in INDEX if case["kind"] == "scheduler"]
 
 PREDICTIONS = {
     "epsilon": "eps",
@@ -83,6 +80,8 @@ class Case:
 @functools.cache
 def read(name):
     """The case, or the line that says what of it is not supported."""
+    if not (GOLDEN / name).is_dir():
+        return f"{GOLDEN / name} is not there"
     facts = json.loads((GOLDEN / name / "case.json").read_text())
     spec = facts["spec"]
     arguments = {**spec["set_timesteps"], **spec["step"]}
@@ -127,7 +126,7 @@ def toy_output(case, model_input, count):
     x0, eps, a, s = toy(case, x, count)
     kind = "edm" if case.spec["family"] == "edm" else PREDICTIONS[case.spec["toy_output"]]
     output = predictions.from_x0_eps(kind, x0, eps, a, s, sigma_data=data)
-    if case.plan.flipped:
+    if case.spec["family"] == "edm" and case.plan.flipped:
         output = -output
     if case.plan.learned_variance:
         output = np.concatenate([output, np.tanh(0.7 * np.asarray(model_input) + 0.1)], -1)
@@ -247,8 +246,13 @@ def test_the_end_in_double_precision(name):
 
 def test_every_case_is_covered():
     reasons = {name: reason for name in CASES if isinstance(reason := read(name), str)}
-    print(
-        f"{len(CASES) - len(reasons)} of {len(CASES)} cases are covered", *reasons.items(), sep="\n"
-    )
+    print(f"{len(CASES) - len(reasons)} of {len(INDEX)} recorded cases are compared here")
+    others = {
+        case["name"]: f"of kind {case['kind']}, no loop of a scheduler"
+        for case in INDEX
+        if case["kind"] != "scheduler"
+    }
+    for name, reason in {**reasons, **others}.items():
+        print(f"not covered: {name}: {reason}")
     if GOLDEN == OURS:
         assert not reasons

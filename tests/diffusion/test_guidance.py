@@ -178,7 +178,7 @@ def test_carries_and_the_conditional_variance_are_kept() -> None:
         denoised, carry = guided.step(x, t, carry)
         np.testing.assert_array_equal(denoised.x0, wanted)
         np.testing.assert_array_equal(denoised.variance_fraction, 10.0)
-    assert carry == (14.0, 22.0)
+    assert carry == (14.0, 22.0, ())
 
 
 def test_pairs_without_eps_give_none_and_mixed_ones_are_refused() -> None:

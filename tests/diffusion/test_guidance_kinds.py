@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.diffusion import guidance, schedules, solvers, time_grids
+from diffusion_jax.diffusion import guidance, schedules, solvers, thresholding, time_grids
 from diffusion_jax.diffusion.broadcasting import expand
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser, as_denoiser
 from diffusion_jax.diffusion.guidance_tokens import classifier_free_tokens
@@ -55,10 +55,26 @@ def near(actual: Denoised, expected: Denoised, atol: float = 2e-5) -> None:
     np.testing.assert_allclose(actual.eps, expected.eps, rtol=1e-5, atol=atol)
 
 
+def observed(y: Any, prior: Denoiser, std: Any, spread: Any, schedule: Any = SCHEDULE) -> Any:
+    """log p(y | x_t) for y = x0 + noise of the standard deviation `spread`, x0 of `std`."""
+
+    def log_probability(x: Any, t: Any) -> Any:
+        alpha, sigma = expand(schedule.alpha(t), x), expand(schedule.sigma(t), x)
+        # Of x0 given x_t, whose variance is that of the two together.
+        variance = 1.0 / (1.0 / std**2 + (alpha / sigma) ** 2) + spread**2
+        return jnp.sum(-0.5 * (y - prior(x, t).x0) ** 2 / variance, axis=-1)
+
+    return log_probability
+
+
 @jax.jit
 def slopes(stds: Any, weights: Any, mean: Any) -> Any:
     """How far two states are apart at the end, over the start, for all kinds of the form
-    prod p_i^weight_i; the weights are those of (s0 | s1, s2)."""
+    prod p_i^weight_i; the weights are those of (s0 | s1, s2).
+
+    In one dimension all of a difference is parallel to x0 of the condition, and the best multiple
+    of the unconditional velocity is the conditional one: what APG and CFG-Zero* then are is known.
+    """
     parts = [normal(mean, std, SCHEDULE) for std in stds]
     base, first, second = parts
     w1, w2 = weights
@@ -68,6 +84,9 @@ def slopes(stds: Any, weights: Any, mean: Any) -> Any:
         guidance.composed([first, second], base, [w1, w2]),
         guidance.perturbed_attention(first, second, w2),
         guidance.perturbed_attention(first, second, w2, unconditional=base, guidance=w1),
+        guidance.projected(first, base, w1, SCHEDULE, parallel=0.3, momentum=0.0),
+        guidance.cfg_zero(first, base, w1, SCHEDULE),
+        guidance.classifier(base, observed(mean, base, stds[0], stds[1]), SCHEDULE, w2),
     ]
     times = time_grids.karras(SCHEDULE, 600, 1e-2, 300.0, final_zero=False)
     x = mean + jnp.array([[-300.0], [300.0]])
@@ -84,13 +103,18 @@ def test_linear_equations_end_at_the_product_of_the_stds():
         (RNG.uniform(0.4, 1.5, 3), RNG.uniform(0.5, 3.0, 2)),
         (RNG.uniform(0.4, 1.5, 3), (RNG.uniform(1.0, 3.0), -RNG.uniform(0.2, 0.8))),
     ):
-        factors = [((s**2 + end**2) / (s**2 + start**2)) ** 0.5 for s in stds]
+        # Of the posterior of an observation the precisions add.
+        posterior = (stds[0] ** -2 + stds[1] ** -2) ** -0.5
+        factors = [((s**2 + end**2) / (s**2 + start**2)) ** 0.5 for s in (*stds, posterior)]
         shares = [
-            (1.0 - w1, w1, 0.0),
-            (1.0 - w1, w1, 0.0),
-            (1.0 - w1 - w2, w1, w2),
-            (0.0, 1.0 + w2, -w2),
-            (1.0 - w1, w1 + w2, -w2),
+            (1.0 - w1, w1, 0.0, 0.0),
+            (1.0 - w1, w1, 0.0, 0.0),
+            (1.0 - w1 - w2, w1, w2, 0.0),
+            (0.0, 1.0 + w2, -w2, 0.0),
+            (1.0 - w1, w1 + w2, -w2, 0.0),
+            (0.3 * (1.0 - w1), 1.0 - 0.3 * (1.0 - w1), 0.0, 0.0),
+            (0.0, 1.0, 0.0, 0.0),
+            (1.0 - w2, 0.0, 0.0, w2),
         ]
         expected = [np.prod(np.power(factors, share)) for share in shares]
         with jax.enable_x64(True):
@@ -123,13 +147,7 @@ def test_classifier_guidance_of_a_gaussian_observation_is_the_posterior():
     The guided field must be that at every time."""
     mean, std, spread, y = RNG.normal(), 0.8, 0.6, jnp.asarray(RNG.normal(size=4), jnp.float32)
     prior = normal(mean, std)
-
-    def log_probability(x: Any, t: Any) -> Any:
-        alpha, sigma = expand(COSINE.alpha(t), x), expand(COSINE.sigma(t), x)
-        # Of x0 given x_t, whose variance is that of the two together.
-        variance = 1.0 / (1.0 / std**2 + (alpha / sigma) ** 2) + spread**2
-        return jnp.sum(-0.5 * (y - prior(x, t).x0) ** 2 / variance, axis=-1)
-
+    log_probability = observed(y, prior, std, spread, COSINE)
     precision = 1.0 / std**2 + 1.0 / spread**2
     posterior = normal((mean / std**2 + y / spread**2) / precision, precision**-0.5)
     guided = guidance.classifier(prior, log_probability, COSINE)
@@ -275,6 +293,40 @@ def test_all_keep_carries_starts_and_the_variance_of_the_guide(kind):
         np.testing.assert_allclose(carry[-1], (-9.0 - 0.5 * -9.0) * X, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_keep_the_type_of_the_state_through_a_multistep_solver(kind, dtype):
+    with jax.enable_x64(True):
+        parts = normal(0.5, 0.8), normal(-0.2, 1.5), normal(0.1, 0.6)
+        guided = KINDS[kind](*parts, interval=(0.1, 0.9), rescale=0.5)
+        times = time_grids.uniform(4, 0.95)
+        x = jax.ShapeDtypeStruct((3, 4), dtype)
+        result = jax.eval_shape(lambda x: solvers.dpmpp_2m(guided, COSINE, times, x), x)
+        assert result.dtype == dtype
+
+
+def test_functions_are_lifted():
+    a, b = (lambda x, t: 0.7 * x), (lambda x, t: -0.2 * x)
+    found = guidance.classifier_free(a, b, 3.0)(X, 0.5)
+    np.testing.assert_allclose(found.x0, 2.5 * X, rtol=1e-5)
+    np.testing.assert_allclose(guidance.classifier_free(a, b, 1.0)(X, 0.5).x0, 0.7 * X, rtol=1e-5)
+    moved = guidance.cfg_zero(a, b, 1.0, COSINE, zero_above=0.9)(X, 0.5)
+    np.testing.assert_allclose(moved.x0, 0.7 * X, rtol=1e-5)
+
+
+def test_thresholds_bound_what_guidance_made():
+    """One step of DDIM to t = 0 returns x0 itself; eps keeps the guided direction."""
+    high, low = jnp.array([0.9, -0.9, 0.3, 0.0]), jnp.array([0.1, -0.2, 0.2, 0.4])
+    guided = guidance.classifier_free(constant(high), constant(low), 3.0)
+    for denoise, expected in (
+        (thresholding.clip_x0(guided), np.clip(3.0 * high - 2.0 * low, -1.0, 1.0)),
+        (thresholding.dynamic_threshold(guided, 0.999, 10.0), (3.0 * high - 2.0 * low) / 2.5),
+    ):
+        end = solvers.ddim(denoise, COSINE, np.array([0.7, 0.0]), X)
+        np.testing.assert_allclose(end, np.broadcast_to(expected, X.shape), rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(denoise(X, 0.7).eps, guided(X, 0.7).eps, rtol=1e-6)
+
+
 BOTH = normal(0.0, 1.0), normal(1.0, 0.5)
 
 
@@ -285,6 +337,12 @@ BOTH = normal(0.0, 1.0), normal(1.0, 0.5)
         (lambda: guidance.projected(*BOTH, 2.0, COSINE, threshold=-1.0), "threshold=-1.0"),
         (lambda: guidance.projected(*BOTH, 2.0, COSINE, momentum=-1.0), "momentum=-1.0 must lie"),
         (lambda: guidance.cfg_zero(*BOTH, 2.0, COSINE, zero_above=1.2), "zero_above=1.2 must"),
+        *(
+            (lambda make=make: make(BOTH[0], None, BOTH[1]), "=None: expected a denoiser, or a")
+            for name, make in KINDS.items()
+            if name in ("classifier_free", "projected", "cfg_zero")
+        ),
+        (lambda: guidance.composed(BOTH, None, [1.0, 2.0]), "unconditional=None: expected a"),
         (lambda: guidance.composed([], BOTH[0], []), "weights has 0 entries for 0 conditions"),
         (lambda: guidance.composed(BOTH, BOTH[0], [1.0]), "weights has 1 entries for 2"),
         (
@@ -296,6 +354,7 @@ BOTH = normal(0.0, 1.0), normal(1.0, 0.5)
             "log_probability gives shape (3, 4); expected (3,), one number an example",
         ),
         (lambda: classifier_free_tokens(*BOTH, 2.0, rescale=0.5), "guidance_rescale=0.5"),
+        (lambda: classifier_free_tokens(*BOTH, 2.0, interval=(0.6, 0.3)), "interval=(0.6, 0.3)"),
         *(
             (lambda make=make: make(*BOTH, BOTH[0], interval=(0.6, 0.3)), "interval=(0.6, 0.3)")
             for make in KINDS.values()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import jit
 
 from diffusion_jax.diffusion import likelihood, schedules, time_grids
 from diffusion_jax.diffusion.learned_betas import learned_betas
@@ -65,7 +66,7 @@ def expected_bound(logits, c=0.5):
 
 def test_the_gradient_is_that_of_finite_differences_and_descent_improves_the_bound():
     first = learned_betas(T, 1e-2).logits
-    gradient = jax.jit(jax.grad(expected_bound))
+    gradient = jit(jax.grad(expected_bound))
     found = gradient(jnp.asarray(first, jnp.float32))
     step = 1e-5
     differences = [

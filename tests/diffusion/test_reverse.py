@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import jit
 
 from diffusion_jax.diffusion import likelihood, schedules, solvers, time_grids
 from diffusion_jax.diffusion.denoiser import Denoised
@@ -142,7 +143,7 @@ def test_ancestral_sampling_and_the_bound_over_learned_kernels():
     process, asked = with_kernels(LearnedGaussian(SCHEDULE), denoise)
     start = jax.random.normal(jax.random.key(0), (20000, 1))
 
-    @jax.jit
+    @jit
     def run(start):
         x = solvers.ancestral(asked, process, times, start, key=jax.random.key(1))
         return x, likelihood.variational_bound(

@@ -38,6 +38,7 @@ ODES = [
     ("deis", {"order": 2}, 2),
     # Its start-up leaves order 2.
     ("deis", {"order": 3}, 2),
+    ("deis", {"order": 3, "corrected": True}, 3),
     *(
         ("unipc", {"order": order, "solver_type": solver_type, "predict_x0": predict_x0}, order)
         for order in (1, 2, 3)
@@ -47,10 +48,13 @@ ODES = [
     ("unipc", {"order": 2, "corrector": False}, 2),
     # The same, without the corrector.
     ("unipc", {"order": 3, "corrector": False}, 2),
+    ("unipc", {"order": 3, "corrector": False, "corrected": True}, 3),
 ]
 SDES = [("dpmpp_sde", {"order": order}) for order in (1, 2, 3)] + [
     ("dpmpp_sde", {"solver_type": "heun"}),
     ("dpmpp_sde", {"order": 3, "corrected": False}),
+    ("dpmpp_sde_singlestep", {"order": 2}),
+    ("dpmpp_sde_singlestep", {"order": 3}),
 ]
 
 
@@ -136,6 +140,7 @@ def test_methods_that_share_their_polynomial_agree():
         [
             ("dpmpp_3m", {"corrected": True}),
             ("unipc", {"order": 3, "disable_corrector": [1, 2, 3]}),
+            ("unipc", {"order": 3, "corrector": False, "corrected": True}),
         ],
         [("dpmpp_2s", {"order_list": [1, 2, 1, 1]}), ("dpmpp_2s", {"lower_order_final": True})],
         [("dpmpp_3s", {"order_list": [1, 2, 1, 2]}), ("dpmpp_3s", {}), ("dpmpp_2s", {})],
@@ -311,6 +316,7 @@ def test_the_published_order_list(order, steps, lower, expected):
         ("dpmpp_2s", {"order_list": [2, 1]}, r"order_list\[0\]=2; expected 1, or one more"),
         ("dpmpp_2s", {"times": [0.0, 1.0]}, r"times\[1\]=1.0 does not lie below"),
         ("dpmpp_sde", {}, "key=None; dpmpp_sde draws noise"),
+        ("dpmpp_sde_singlestep", {}, "key=None; dpmpp_sde_singlestep draws noise"),
     ],
 )
 def test_bad_arguments_are_named(name, options, message):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from quick import drawn, jit, normal, run
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.networks import MLP, MultiScale, functional
@@ -21,18 +22,17 @@ def build(shape=(8, 8, 1), **options):
     return functional(functools.partial(MultiScale, shape, **{**SMALL, **options}))
 
 
-def randomised(net, seed=0):
-    params = net.init(jax.random.key(seed))
-    head = params["head"]["kernel"]
-    params["head"]["kernel"] = jax.random.normal(jax.random.key(7), head.shape)
+def randomised(net):
+    params = drawn(net.init)
+    params["head"]["kernel"] = normal(*params["head"]["kernel"].shape, seed=7)
     return params
 
 
 def test_shape_and_zero_start():
     net = build(full_width=5, out_channels=3)
     assert net.noise_input == "t"
-    params = jax.jit(net.init)(jax.random.key(0))
-    out = jax.jit(net.apply)(params, jnp.ones((2, 8, 8, 1)), jnp.full(2, 0.3), {})
+    params = jit(net.init)(jax.random.key(0))
+    out = jit(net.apply)(params, jnp.ones((2, 8, 8, 1)), jnp.full(2, 0.3), {})
     assert out.shape == (2, 8, 8, 3)
     assert out.dtype == jnp.float32
     assert not out.any()
@@ -46,26 +46,22 @@ def test_shape_and_zero_start():
 def test_time_has_as_many_degrees_of_freedom_as_bumps_and_does_not_touch_the_features():
     net = build()
     params, count = randomised(net), 30
-    x = jax.random.normal(jax.random.key(1), (1, 8, 8, 1))
+    x = normal(1, 8, 8, 1, seed=1)
     many = jnp.broadcast_to(x, (count, 8, 8, 1))
-    out = net.apply(params, many, jnp.linspace(0.0, 1.0, count), {}).reshape(count, -1)
+    out = run(net.apply, params, many, jnp.linspace(0.0, 1.0, count), {}).reshape(count, -1)
     values = np.linalg.svd(np.asarray(out, np.float64), compute_uv=False)
     assert values[3] > 1e-3 * values[0]
     assert values[4] < 1e-5 * values[0]
     # The coefficients of one are all of its output at one bump, whatever the time.
     single = build(bumps=1)
-    out = single.apply(randomised(single), many, jnp.linspace(0.0, 1.0, count), {})
+    out = run(single.apply, randomised(single), many, jnp.linspace(0.0, 1.0, count), {})
     np.testing.assert_allclose(out, jnp.broadcast_to(out[:1], out.shape), atol=1e-6)
 
 
 @pytest.mark.parametrize(("scales", "shift"), [(1, 1), (3, 4)])
 def test_a_layer_commutes_with_shifts_by_its_coarsest_scale(scales, shift):
     layer = MultiScaleConv(1, 2, rank=2, scales=scales, size=3, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    x = (
-        jnp.zeros((1, 32, 32, 1))
-        .at[:, 12:20, 12:20]
-        .set(jax.random.normal(jax.random.key(0), (1, 8, 8, 1)))
-    )
+    x = jnp.zeros((1, 32, 32, 1)).at[:, 12:20, 12:20].set(normal(1, 8, 8, 1))
     moved = layer(jnp.roll(x, shift, axis=(1, 2)))
     np.testing.assert_allclose(moved, jnp.roll(layer(x), shift, axis=(1, 2)), atol=1e-5)
     # The coarsest scale reaches as far as its kernel: pixels beyond see nothing.
@@ -83,8 +79,8 @@ def test_labels_and_their_null():
     x, t = jnp.zeros((3, 8, 8, 1)), jnp.full(3, 0.5)
     label = jnp.array([0, 1, 1])
     keep = jnp.array([True, True, False])
-    out = net.apply(params, x, t, {"label": label, "label_keep": keep})
-    null = net.apply(params, x, t, {})
+    out = run(net.apply, params, x, t, {"label": label, "label_keep": keep})
+    null = run(net.apply, params, x, t, {})
     assert not np.allclose(out[0], out[1])
     np.testing.assert_allclose(out[2], null[2], atol=1e-6)
 

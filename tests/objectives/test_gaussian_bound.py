@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick
 
 from diffusion_jax.diffusion import schedules
 from diffusion_jax.diffusion.learned_schedule import learned
@@ -17,7 +18,7 @@ from diffusion_jax.objectives.base import Context
 from diffusion_jax.objectives.gaussian_bound import GaussianBound, least_variance
 from diffusion_jax.objectives.variational import Variational
 
-WIDTH, SIZE = 0.4, 2048
+WIDTH, SIZE, FEW = 0.4, 2048, 512
 X = WIDTH * np.random.default_rng(0).normal(size=(SIZE, 2)).astype(np.float32)
 ENTROPY = float(np.log2(np.sqrt(2 * np.pi * np.e) * WIDTH))  # bits per dimension
 FIRST = learned(logsnr_max=6.0, logsnr_min=-4.0, units=8)
@@ -29,15 +30,14 @@ def estimate(params, x_t, t, conditioning, key, schedule):
     return alpha * WIDTH**2 * x_t / (alpha**2 * WIDTH**2 + sigma**2)
 
 
-def objective(**options):
-    return GaussianBound(estimate=estimate, schedule_of=FIRST.with_params, **options)
+LEARNING = GaussianBound(estimate=estimate, schedule_of=FIRST.with_params)
 
 
 def context(size=SIZE):
     return Context(jnp.int32(0), {}, {}, {}, jnp.arange(size) / size, size)
 
 
-@functools.partial(jax.jit, static_argnames="function")
+@functools.partial(quick.jit, static_argnames="function")
 def evaluate(function, params, seed):
     keys = jax.random.split(jax.random.key(seed), SIZE)
     return function(params, {"x": jnp.asarray(X)}, keys, context())
@@ -78,7 +78,7 @@ def test_the_shape_has_the_gradient_of_the_variance_and_the_rest_that_of_the_bou
         return least_variance(terms, params, shape).mean()
 
     params = jnp.float32(0.7)
-    to_params, to_shape = jax.jit(jax.grad(values, (0, 1)))(params, (place, slope))
+    to_params, to_shape = quick.run(jax.grad(values, (0, 1)), params, (place, slope))
     plain = jax.grad(lambda p: terms(p, (place, slope)).mean())(params)
     np.testing.assert_allclose(to_params, plain, rtol=1e-5)
     mean = float(terms(params, (place, slope)).mean())
@@ -92,13 +92,13 @@ def train(function, params, steps, rate=0.03):
 
     def body(carry, step):
         params, state = carry
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(7), step), SIZE)
-        batch = {"x": jnp.asarray(X)}
-        grads = jax.grad(lambda p: function(p, batch, keys, context())[0])(params)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(7), step), FEW)
+        batch = {"x": jnp.asarray(X[:FEW])}
+        grads = jax.grad(lambda p: function(p, batch, keys, context(FEW))[0])(params)
         updates, state = optimizer.update(grads, state)
         return (optax.apply_updates(params, updates), state), None
 
-    run = jax.jit(lambda params: jax.lax.scan(body, params, jnp.arange(steps))[0][0])
+    run = quick.jit(lambda params: jax.lax.scan(body, params, jnp.arange(steps))[0][0])
     return run((params, optimizer.init(params)))
 
 
@@ -112,26 +112,28 @@ def with_parts(params, **parts):
 
 def between_levels(params):
     """Mean over u of the estimate's mean at u, and deviation over it: 0 for the best shape."""
-    schedule = FIRST.with_params(params)
     u = jnp.linspace(0.0, 1.0, 401)
-    s, slope = schedule.inner(u)
-    snr = jnp.exp(schedule.at(s))
-    rate = slope * WIDTH**2 * snr / (1.0 + WIDTH**2 * snr)
+
+    def at(params):
+        schedule = FIRST.with_params(params)
+        s, slope = schedule.inner(u)
+        snr = jnp.exp(schedule.at(s))
+        return slope * WIDTH**2 * snr / (1.0 + WIDTH**2 * snr)
+
+    rate = quick.run(at, params)
     mean = float(jnp.trapezoid(rate, u))
     return mean, float(rate.std()) / mean
 
 
 def test_the_variance_falls_while_the_bound_stays():
     before = initial()
-    shape = train(objective(), before, 250)["shape"]
+    shape = train(LEARNING, before, 250)["shape"]
     after = with_parts(before, shape=shape)
     (first, wide), (second, narrow) = between_levels(before), between_levels(after)
     assert narrow < 0.4 * wide
     # The integral does not know the shape (I-MMSE).
     assert second == pytest.approx(first, rel=1e-3)
-    found = [
-        [means(evaluate(objective(), p, seed)[1]) for seed in range(5)] for p in (before, after)
-    ]
+    found = [[means(evaluate(LEARNING, p, seed)[1]) for seed in range(5)] for p in (before, after)]
     loss = [np.array([f["loss"] for f in each]) for each in found]
     variance = [
         np.mean([f["diffusion_square"] - f["diffusion"] ** 2 for f in each]) for each in found
@@ -147,13 +149,13 @@ def test_the_variance_falls_while_the_bound_stays():
 def test_the_ends_follow_the_bound():
     before = initial()
     before["ends"] = {"logsnr_max": jnp.float32(2.0), "logsnr_min": jnp.float32(1.0)}
-    after = train(objective(), before, 150)
+    after = train(LEARNING, before, 150)
     assert after["ends"]["logsnr_max"] > 4.0
     assert after["ends"]["logsnr_min"] < -1.0
-    loss = [means(evaluate(objective(), p, 3)[1])["loss"] for p in (before, after)]
+    loss = [means(evaluate(LEARNING, p, 3)[1])["loss"] for p in (before, after)]
     assert loss[1] < loss[0] - 0.1
     assert abs(loss[1] - ENTROPY) < 0.1
-    metrics = means(evaluate(objective(), after, 3)[1])
+    metrics = means(evaluate(LEARNING, after, 3)[1])
     assert metrics["logsnr_max"] == pytest.approx(float(after["ends"]["logsnr_max"]))
 
 

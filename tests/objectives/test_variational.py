@@ -9,7 +9,7 @@ from quick import jit, normal
 
 from diffusion_jax.data.heartbeat import heartbeat_sequences
 from diffusion_jax.diffusion import likelihood, schedules, time_grids
-from diffusion_jax.diffusion.processes import Binomial, Gaussian
+from diffusion_jax.diffusion.processes import Binomial, Gaussian, learned_keep
 from diffusion_jax.objectives.base import Context
 from diffusion_jax.objectives.variational import Variational
 
@@ -61,3 +61,48 @@ def test_gaussian_with_the_exact_denoiser_meets_the_sum_of_all_steps():
     standard_error = np.std(np.asarray(aux.example_loss)) / np.sqrt(SIZE)
     expected = float(jnp.mean(bound.total)) / np.log(2.0)
     assert abs(float(loss) * 3 - expected) < 4 * standard_error
+
+
+def test_a_learned_schedule_of_bits_follows_the_gradient_of_the_exact_bound():
+    """The states are bits, which no gradient passes through; the bound is that of all of them,
+    enumerated, by finite differences. At the exact marginals it does not depend on x0_hat."""
+    sequences, steps = np.array([[0, 0, 1], [1, 1, 0], [1, 0, 0]], np.float32), 4
+    times, logits = time_grids.uniform(steps), np.array([0.5, -0.4, 0.3, -0.2])
+    start = learned_keep(steps).with_params({"logits": logits})
+
+    def process_of(params):
+        return Binomial(start.with_params(params))
+
+    def estimate(params, x_t, t, conditioning, key):
+        one = Binomial(start).marginal(jnp.broadcast_to(sequences, (len(t), *sequences.shape)), t)
+        chance = jnp.where(x_t[:, None] > 0.5, one.mean, 1.0 - one.mean).prod(-1)
+        return chance / chance.sum(-1, keepdims=True) @ sequences
+
+    objective = Variational(
+        estimate=estimate, process=Binomial(start), process_of=process_of, times=times
+    )
+    x = jnp.asarray(np.resize(sequences, (SIZE, 3)))
+    context = Context(jnp.int32(0), {}, {}, {}, jnp.arange(SIZE) / SIZE, SIZE)
+
+    def gradient(key):
+        keys = jax.random.split(key, SIZE)
+
+        def loss(logits):
+            return objective({"logits": logits}, {"x": x}, keys, context)[0]
+
+        return jax.value_and_grad(loss)(jnp.asarray(logits, jnp.float32))
+
+    values, gradients = jax.jit(lambda keys: jax.lax.map(gradient, keys))(
+        jax.random.split(jax.random.key(4), 32)
+    )
+
+    def exact(logits):
+        nats = likelihood.factorised_bound(sequences, process_of({"logits": logits}), times)
+        return nats / np.log(2.0) / 3
+
+    moves = 1e-5 * np.eye(steps)
+    expected = np.array([(exact(logits + e) - exact(logits - e)) / 2e-5 for e in moves])
+    mean, error = np.mean(gradients, 0), np.std(gradients, 0) / np.sqrt(32)
+    assert (error < 0.05 * np.abs(expected).max()).all()
+    np.testing.assert_array_less(np.abs(mean - expected), 4 * error)
+    assert abs(np.mean(values) - exact(logits)) < 4 * np.std(values) / np.sqrt(32)

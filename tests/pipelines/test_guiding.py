@@ -23,6 +23,8 @@ from diffusion_jax.pipelines.guiding import Weak
 from diffusion_jax.pipelines.options import SamplingOptions
 from diffusion_jax.pipelines.pixel import PixelPipeline
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 SCHEDULE = schedules.cosine()
 MEANS = np.array([[1.0, -0.5], [-1.0, 0.25], [0.5, 0.75]], np.float32)
 NONE, WEAK, PERTURBED = (np.array(v, np.float32) for v in ((0.2, 0.1), (0.4, -0.3), (-0.6, 0.7)))

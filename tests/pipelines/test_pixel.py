@@ -18,7 +18,7 @@ from diffusion_jax.diffusion import denoiser, processes, schedules, time_grids
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.parallel.mesh import make_mesh
 from diffusion_jax.pipelines import output, pixel
-from diffusion_jax.pipelines.options import SamplingOptions
+from diffusion_jax.pipelines.options import SamplingOptions, label_list
 from diffusion_jax.pipelines.pixel import PixelPipeline
 from diffusion_jax.pipelines.samples import Samples
 
@@ -111,6 +111,37 @@ def test_labels_are_cycled():
     assert make(conditions=()).sample(2, steps=1).label is None
 
 
+NAMES = ("red", "green", "7")
+
+
+def test_labels_by_name():
+    spec = dataclasses.replace(make().spec, classes=NAMES)
+    pipeline = make(spec=spec)
+    assert pipeline.sample(3, labels=["green", 0], steps=1).label.tolist() == [1, 0, 1]
+    assert pipeline.sample(2, labels="red", steps=1).label.tolist() == [0, 0]
+    # A text is a name, a number is a number.
+    assert label_list(["7", 0], 3, NAMES).tolist() == [2, 0]
+    assert label_list(np.array(["red", "7"]), 3, NAMES).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "words"),
+    [
+        (["rde"], NAMES, "labels='rde' is no class (did you mean 'red'?); known: red, green, 7"),
+        (["red"], (), "labels='red': the classes have no names; expected 0..2"),
+        ([7], NAMES, "labels=7: out of range; expected 0..2; the class of that name is 2"),
+        ([4], NAMES, "labels=4: out of range; expected 0..2"),
+        (["x"], tuple(f"n{i}" for i in range(40)), "n10, n11 and 28 more"),
+        ([True], NAMES, "labels=[True]: expected a list of whole numbers or names"),
+        (np.zeros((2, 2), int), NAMES, "expected a list of whole numbers or names"),
+    ],
+)
+def test_labels_that_are_none(labels, names, words):
+    with pytest.raises(ConfigError, match=re.escape(words)) as raised:
+        label_list(labels, 3, names)
+    assert "\n" not in str(raised.value)
+
+
 def test_guidance_against_its_closed_form():
     """One Euler-like step of DDIM from t = 1 (alpha = 0) to 0 returns x0_hat itself, which is
     linear in the guidance: unconditional + guidance (conditional - unconditional)."""
@@ -173,6 +204,13 @@ def test_progress_counts_samples():
         ({"threshold": "static"}, "threshold='static': points are not clipped; expected 'none'"),
         ({"solver": "ancestral", "solver_options": {"eta": 0.5}}, "ancestral option 'eta'"),
         ({"solver": "ddim", "solver_options": {"eta": 3.0}}, "ddim.eta=3.0"),
+        ({"solver": "ddim", "solver_options": {"eta": "x"}}, "ddim.eta='x': expected a finite"),
+        ({"solver": "ddpm", "solver_options": {"variance": 1}}, "ddpm.variance=1: expected a str"),
+        ({"solver": "pndm", "solver_options": {"prk": 1}}, "pndm.prk=1: expected a bool"),
+        ({"solver": "dopri5", "solver_options": {"evaluations": True}}, "'evaluations' is unknown"),
+        ({"solver": "unipc", "solver_options": {"order": 3}, "steps": 2}, "unipc.order=3 needs"),
+        ({"solver_options": 3}, "solver_options=3: expected a mapping"),
+        ({"guidance_options": 3}, "guidance_options=3: expected a mapping"),
         ({"solver": "ddpm", "solver_options": {"variance": "learned"}}, "ddpm.variance"),
         ({"solver": "ddim", "solver_options": {"eat": 1.0}}, "eat"),
         ({"guidence": 2.0}, "did you mean 'guidance'"),

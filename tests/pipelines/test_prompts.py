@@ -15,6 +15,8 @@ from diffusion_jax.pipelines.options import SamplingOptions, text_list
 from diffusion_jax.pipelines.pixel import PixelPipeline
 from diffusion_jax.pipelines.previews import Previews
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 SCHEDULE, LENGTH = schedules.cosine(), 6
 
 

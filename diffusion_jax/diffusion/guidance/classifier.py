@@ -20,13 +20,13 @@ from jax.core import Tracer
 
 from diffusion_jax.diffusion.broadcasting import Number, Real, expand
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
-from diffusion_jax.diffusion.guidance.combining import Pair, guided
+from diffusion_jax.diffusion.guidance.combining import Branch, Pair, guided, lifted
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.errors import ConfigError
 
 
 def classifier(
-    denoise: Denoiser,
+    denoise: Branch,
     log_probability: Callable[[Any, Any], Any],
     schedule: Schedule,
     scale: Real = 1.0,
@@ -46,7 +46,7 @@ def classifier(
       interval, rescale: as of `classifier_free`; outside no gradient is computed.
 
     Returns:
-      A denoiser that carries what `denoise` carries, in a tuple.
+      A denoiser that carries what `denoise` carries.
 
     Raises:
       ValueError: as `classifier_free`; when the denoiser is traced, a log-probability that is not
@@ -73,8 +73,8 @@ def classifier(
         if not isinstance(alpha, Tracer) and alpha == 0.0:
             raise ConfigError(
                 f"log_probability leaves x0 open at times[0]={t:g}, where alpha is 0: use a time "
-                f"grid that starts below {t:g}, or an interval that ends there"
+                f"grid that starts below {t:g}, or an interval that ends below it"
             )
 
     limits: Any = {"interval": interval, "rescale": rescale}
-    return guided(denoise, (), rule, check_start=check_start, **limits)
+    return guided(lifted("denoise", denoise), (), rule, check_start=check_start, **limits)

@@ -17,13 +17,13 @@ import jax
 
 from diffusion_jax.diffusion.broadcasting import Number, Real
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
-from diffusion_jax.diffusion.guidance.combining import Pair, guided, scaled_away
+from diffusion_jax.diffusion.guidance.combining import Branch, Pair, guided, lifted, scaled_away
 from diffusion_jax.errors import ConfigError
 
 
 def classifier_free(
-    conditional: Denoiser,
-    unconditional: Denoiser,
+    conditional: Branch,
+    unconditional: Branch | None,
     guidance: Real,
     *,
     interval: Sequence[Number] = (0.0, 1.0),
@@ -32,30 +32,32 @@ def classifier_free(
     """The denoiser of (1) and (2) for the guidance w.
 
     Args:
-      conditional: its variance_fraction is kept.
-      unconditional: not evaluated in a step whose times are all outside the interval, nor at all if
-        `guidance` is the number 1. One with a condition of its own, a negative prompt, is what the
-        result turns away from.
+      conditional: a denoiser or a function of (x, t); its variance_fraction is kept.
+      unconditional: likewise; not evaluated in a step whose times are all outside the interval, nor
+        at all if `guidance` is the number 1. One with a condition of its own, a negative prompt, is
+        what the result turns away from.
       guidance: w, a scalar or [B]; may be traced.
       interval: (low, high): times low <= t <= high are guided, others conditional.
       rescale: 0 to 1, how far the standard deviation of x0 is brought back to the conditional one;
         see `combining`.
 
     Returns:
-      A denoiser that carries the pair of both carries; `conditional` itself for the number 1.
+      A denoiser that carries both carries; `conditional` itself for the number 1.
 
     Raises:
-      ValueError: an interval that is empty, or a rescale outside 0 to 1; when the denoiser is
-        traced, eps of one of the two alone.
+      ValueError: no unconditional branch; an interval that is empty, or a rescale outside 0 to 1;
+        when the denoiser is traced, eps of one of the two alone.
     """
+    conditional = lifted("conditional", conditional)
+    unconditional = lifted("unconditional", unconditional)
     result = _extrapolated(conditional, [(unconditional, guidance, 1.0)], interval, rescale)
     # Only a plain number is known to be 1 here.
     return conditional if isinstance(guidance, Number) and guidance == 1.0 else result
 
 
 def autoguidance(
-    model: Denoiser,
-    weak: Denoiser,
+    model: Branch,
+    weak: Branch,
     guidance: Real,
     *,
     interval: Sequence[Number] = (0.0, 1.0),
@@ -67,15 +69,16 @@ def autoguidance(
     D_0 = `weak`: a smaller network, one less trained, an earlier checkpoint. It needs no
     unconditional branch. Arguments, result and errors as of `classifier_free`.
     """
+    model, weak = lifted("model", model), lifted("weak", weak)
     return classifier_free(model, weak, guidance, interval=interval, rescale=rescale)
 
 
 def perturbed_attention(
-    conditional: Denoiser,
-    perturbed: Denoiser,
+    conditional: Branch,
+    perturbed: Branch,
     scale: Real,
     *,
-    unconditional: Denoiser | None = None,
+    unconditional: Branch | None = None,
     guidance: Real = 1.0,
     interval: Sequence[Number] = (0.0, 1.0),
     rescale: Number = 0.0,
@@ -97,17 +100,17 @@ def perturbed_attention(
       ValueError: as `classifier_free`; a guidance without `unconditional`.
     """
     # The map of the perturbed attention is k = scale = w - 1.
-    others = [(perturbed, scale, 0.0)]
+    others = [(lifted("perturbed", perturbed), scale, 0.0)]
     if unconditional is not None:
-        others.append((unconditional, guidance, 1.0))
+        others.append((lifted("unconditional", unconditional), guidance, 1.0))
     elif not isinstance(guidance, Number) or guidance != 1.0:
         raise ConfigError(f"guidance={guidance!r} needs the unconditional denoiser; expected 1")
-    return _extrapolated(conditional, others, interval, rescale)
+    return _extrapolated(lifted("conditional", conditional), others, interval, rescale)
 
 
 def composed(
-    conditions: Sequence[Denoiser],
-    unconditional: Denoiser,
+    conditions: Sequence[Branch],
+    unconditional: Branch | None,
     weights: Sequence[Real],
     *,
     interval: Sequence[Number] = (0.0, 1.0),
@@ -127,10 +130,11 @@ def composed(
       interval, rescale: as of `classifier_free`.
 
     Returns:
-      A denoiser that carries the carries of the first condition, the unconditional and the others.
+      A denoiser that carries those of the first condition, the unconditional and the others.
 
     Raises:
-      ValueError: no condition, or another number of weights; as `classifier_free`.
+      ValueError: no condition, or another number of weights; no unconditional branch; as
+        `classifier_free`.
     """
     if not conditions or len(weights) != len(conditions):
         raise ConfigError(
@@ -145,8 +149,9 @@ def composed(
             move = jax.tree.map(lambda a, b: a + b, move, scaled_away(weight, other, base, x))
         return move, memory
 
-    others = [unconditional, *conditions[1:]]
-    return guided(conditions[0], others, rule, interval=interval, rescale=rescale)
+    first, *rest = (lifted("conditions", one) for one in conditions)
+    others = [lifted("unconditional", unconditional), *rest]
+    return guided(first, others, rule, interval=interval, rescale=rescale)
 
 
 def _extrapolated(

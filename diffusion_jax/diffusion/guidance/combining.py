@@ -22,6 +22,9 @@ from diffusion_jax.diffusion.broadcasting import Number, expand
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser, as_denoiser
 from diffusion_jax.errors import ConfigError
 
+Branch = Denoiser | Callable[[Any, Any], Any]
+"""A denoiser, or a function (x, t) -> x0 or `Denoised`."""
+
 Pair = tuple[Any, Any]
 """(x0, eps), or how far they move; eps is None where the denoisers give none."""
 
@@ -44,7 +47,7 @@ def guided(
     *,
     interval: Sequence[Number] = (0.0, 1.0),
     rescale: Number = 0.0,
-    memory: Callable[[Any], Any] | None = None,
+    memory: Callable[[Any], Any] = _nothing,
     check_start: Callable[[float], None] = _anywhere,
 ) -> Denoiser:
     """The denoiser of (1) and (2).
@@ -56,12 +59,12 @@ def guided(
       interval: (low, high): times low <= t <= high are guided, others are the guide's own.
       rescale: 0 to 1, how far the standard deviation of x0 follows (2). It changes x0 alone, in
         the manner of thresholding: eps keeps the guided direction.
-      memory: x -> what the rule carries from step to step, arrays [B, ...]; None for nothing. It
-        stays as it is outside the interval.
+      memory: x -> what the rule carries from step to step, arrays [B, ...]; it stays as it is
+        outside the interval.
       check_start: what the rule itself has against a start, within the interval.
 
     Returns:
-      A denoiser that carries the tuple of all carries and, where there is one, the memory.
+      A denoiser that carries a tuple: the carries of the guide and of the others, the memory.
 
     Raises:
       ValueError: an interval that is empty, or a rescale outside 0 to 1; when the denoiser is
@@ -72,23 +75,20 @@ def guided(
         raise ConfigError(f"rescale={rescale!r} must be from 0 (off) to 1 (full)")
     # All in the type of x, which the branches of a condition must share.
     guide, others = as_denoiser(guide), [as_denoiser(other) for other in others]
-    first = _nothing if memory is None else memory
 
     def init(x: Any) -> tuple[Any, ...]:
-        carries = (guide.init(x), *(other.init(x) for other in others))
-        return carries if memory is None else (*carries, first(x))
+        return (guide.init(x), *(other.init(x) for other in others), memory(x))
 
     def step(x: Any, t: Any, carry: Any) -> tuple[Denoised, Any]:
-        own, remembered = (carry, ()) if memory is None else (carry[:-1], carry[-1])
-        said, carry_guide = guide.step(x, t, own[0])
+        own, *rest, remembered = carry
+        said, own = guide.step(x, t, own)
         inside = None if (low, high) == (0.0, 1.0) else (t >= low) & (t <= high)
-        move, rest, remembered = _move(rule, others, said, x, t, (own[1:], remembered), inside)
+        kept = tuple(rest), remembered
+        move, rest, remembered = _move(rule, others, said, x, t, kept, inside)
         x0, eps = jax.tree.map(jnp.add, said[:2], move)
         if rescale:
             x0 = _match_std(x0, said.x0, rescale)
-        carry = (carry_guide, *rest)
-        denoised = Denoised(x0, eps, said.variance_fraction)
-        return denoised, carry if memory is None else (*carry, remembered)
+        return Denoised(x0, eps, said.variance_fraction), (own, *rest, remembered)
 
     def check(t: float) -> None:
         guide.check_start(t)
@@ -98,6 +98,15 @@ def guided(
             check_start(t)
 
     return Denoiser(step, init, check)
+
+
+def lifted(name: str, branch: Branch | None) -> Denoiser:
+    """The branch as a denoiser; ConfigError naming the argument where there is none."""
+    if isinstance(branch, Denoiser):
+        return branch
+    if not callable(branch):
+        raise ConfigError(f"{name}={branch!r}: expected a denoiser, or a function of (x, t)")
+    return as_denoiser(branch)
 
 
 def check_interval(interval: Sequence[Number]) -> tuple[Number, Number]:
@@ -125,8 +134,7 @@ def _move(
         move, after = rule(x, t, said, [denoised for denoised, _ in steps], memory)
         if inside is not None:
             move = jax.tree.map(lambda a: jnp.where(expand(inside, a), a, 0.0), move)
-            choose = lambda a, b: jnp.where(expand(inside, a), a, b)  # noqa: E731
-            after = jax.tree.map(choose, after, memory)
+            after = jax.tree.map(lambda a, b: jnp.where(expand(inside, a), a, b), after, memory)
         return move, tuple(carry for _, carry in steps), after
 
     def skip(kept: Any) -> tuple[Pair, Any, Any]:

@@ -21,14 +21,14 @@ import jax.numpy as jnp
 
 from diffusion_jax.diffusion.broadcasting import Number, Real, expand
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
-from diffusion_jax.diffusion.guidance.combining import Pair, guided
+from diffusion_jax.diffusion.guidance.combining import Branch, Pair, guided, lifted
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.errors import ConfigError
 
 
 def projected(
-    conditional: Denoiser,
-    unconditional: Denoiser,
+    conditional: Branch,
+    unconditional: Branch | None,
     guidance: Real,
     schedule: Schedule,
     *,
@@ -59,12 +59,9 @@ def projected(
     Raises:
       ValueError: an option out of its range; as `classifier_free`.
     """
-    if not 0.0 <= parallel <= 1.0:
-        raise ConfigError(f"parallel={parallel!r} must be from 0 (none) to 1 (all of it)")
-    if not threshold >= 0.0:
-        raise ConfigError(f"threshold={threshold!r} must be a norm above 0, or 0 for none")
-    if not -1.0 < momentum < 1.0:
-        raise ConfigError(f"momentum={momentum!r} must lie between -1 and 1")
+    conditional = lifted("conditional", conditional)
+    unconditional = lifted("unconditional", unconditional)
+    _check(parallel, threshold, momentum)
 
     def rule(x: Any, t: Any, guide: Denoised, others: Any, memory: Any) -> tuple[Pair, Any]:
         memory = guide.x0 - others[0].x0 + momentum * memory
@@ -84,6 +81,15 @@ def projected(
     limits: Any = {"interval": interval, "rescale": rescale}
     result = guided(conditional, [unconditional], rule, memory=memory, **limits)
     return conditional if isinstance(guidance, Number) and guidance == 1.0 else result
+
+
+def _check(parallel: Number, threshold: Number, momentum: Number) -> None:
+    if not 0.0 <= parallel <= 1.0:
+        raise ConfigError(f"parallel={parallel!r} must be from 0 (none) to 1 (all of it)")
+    if not threshold >= 0.0:
+        raise ConfigError(f"threshold={threshold!r} must be a norm above 0, or 0 for none")
+    if not -1.0 < momentum < 1.0:
+        raise ConfigError(f"momentum={momentum!r} must lie between -1 and 1")
 
 
 def _product(a: Any, b: Any) -> Any:

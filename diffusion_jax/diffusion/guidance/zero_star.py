@@ -21,14 +21,14 @@ import jax.numpy as jnp
 
 from diffusion_jax.diffusion.broadcasting import Number, Real, expand
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser, as_denoiser
-from diffusion_jax.diffusion.guidance.combining import Pair, guided
+from diffusion_jax.diffusion.guidance.combining import Branch, Pair, guided, lifted
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.errors import ConfigError
 
 
 def cfg_zero(
-    conditional: Denoiser,
-    unconditional: Denoiser,
+    conditional: Branch,
+    unconditional: Branch | None,
     guidance: Real,
     schedule: Schedule,
     *,
@@ -48,12 +48,14 @@ def cfg_zero(
       interval, rescale: as of `classifier_free`; (3) too acts within the interval.
 
     Returns:
-      A denoiser that carries the pair of both carries; `conditional` itself for the number 1 where
+      A denoiser that carries both carries; `conditional` itself for the number 1 where
       nothing rests.
 
     Raises:
       ValueError: zero_above outside 0 to 1; as `classifier_free`.
     """
+    conditional = lifted("conditional", conditional)
+    unconditional = lifted("unconditional", unconditional)
     if not 0.0 <= zero_above <= 1.0:
         raise ConfigError(f"zero_above={zero_above!r} must be a time from 0 to 1 (none)")
     # A plain number takes the type of t, in which the times of a grid are themselves rounded.

@@ -8,8 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.diffusion.broadcasting import Count, Number, expand
-from diffusion_jax.diffusion.solvers import adaptive
+from diffusion_jax.diffusion.broadcasting import Count, Number
+from diffusion_jax.diffusion.solvers.embedded_pair import EmbeddedPair
 
 
 def dormand_prince(
@@ -32,11 +32,7 @@ def dormand_prince(
     def with_carry(place: Array, y: Array, carry: Any) -> Any:
         return slope_at(place, y), carry
 
+    pair = EmbeddedPair(with_carry, float(rtol), float(atol), int(max_tries), float(first_step))
     start, stop = (jnp.asarray(v, y.dtype) for v in (start, stop))
-    place = jnp.full(y.shape[:1], start)
-    step = jnp.full_like(place, float(first_step) * (stop - start))
-    begin = adaptive._Interval(place, y, slope_at(place, y), step, (), jnp.int32(1), jnp.int32(0))
-    tries = adaptive._Tries(with_carry, float(rtol), float(atol), int(max_tries))
-    done = tries.until(begin, stop)
-    reached = expand(done.place <= stop, y).astype(bool)
-    return jnp.where(reached, done.y, jnp.nan), done.evaluations
+    end = pair.cross(start, stop, y, ())
+    return end.y, end.evaluations

@@ -6,9 +6,11 @@ from diffusion_jax.diffusion.processes.binomial import Binomial
 from diffusion_jax.diffusion.processes.categorical import Categorical, TokenProcess
 from diffusion_jax.diffusion.processes.gaussian import Gaussian
 from diffusion_jax.diffusion.processes.keeping import KEEPS, CosineKeep, Keep, LinearKeep
+from diffusion_jax.diffusion.processes.learned_keep import LearnedKeep, learned_keep
 from diffusion_jax.diffusion.processes.masked import Masked
 from diffusion_jax.diffusion.processes.protocol import (
     Bernoulli,
+    Discrete,
     Distribution,
     Normal,
     Process,
@@ -27,10 +29,12 @@ __all__ = [
     "Binomial",
     "Categorical",
     "CosineKeep",
+    "Discrete",
     "Distribution",
     "Gaussian",
     "Keep",
     "LearnedGaussian",
+    "LearnedKeep",
     "LinearKeep",
     "Masked",
     "Modelled",
@@ -38,6 +42,7 @@ __all__ = [
     "Process",
     "TokenProcess",
     "Uniform",
+    "learned_keep",
     "with_fraction",
     "with_kernels",
 ]

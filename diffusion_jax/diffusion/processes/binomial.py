@@ -32,7 +32,8 @@ def linear_keep(t: Time) -> Time:
 class Binomial:
     """Independent bits decaying to fair coins; a Process.
 
-    `keep(t)` falls strictly from 1 at t=0, and stays above 0 before t=1; NumPy in, NumPy out.
+    `keep(t)` falls strictly from 1 at t=0, and stays above 0 before t=1; NumPy in, NumPy out,
+    unless it is learned (`LearnedKeep`).
     x0_hat holds the probabilities p(x0 = 1 | x_t) of each bit, and the model's reverse kernel
     marginalises the true posterior over them, bit by bit:
 
@@ -67,12 +68,12 @@ class Binomial:
         xp = namespace(x0, x_t, x0_hat)
         edge = np.finfo(xp.result_type(x0_hat, xp.float32)).epsneg
         model = self.posterior(x_t, xp.clip(x0_hat, edge, 1.0 - edge), t, s)
-        return _bernoulli_kl(xp, self.posterior(x_t, x0, t, s).mean, model.mean)
+        return _bernoulli_kl(self.posterior(x_t, x0, t, s).mean, model.mean)
 
     def prior_kl(self, x0: Elements) -> Elements:
         """Nats per element: 0 where keep(1) = 0."""
-        xp, end = namespace(x0), self.marginal(x0, 1.0).mean
-        return _bernoulli_kl(xp, end, xp.full_like(end, 0.5))
+        end = self.marginal(x0, 1.0).mean
+        return _bernoulli_kl(end, namespace(end).full_like(end, 0.5))
 
     def marginal(self, x0: Elements, t: Time) -> Bernoulli:
         """q(x_t | x0); x0 may also hold probabilities."""
@@ -87,7 +88,8 @@ def _posterior_one(x_t: Elements, prior_one: Any, kept: Any) -> Elements:
     return one / (one + zero)
 
 
-def _bernoulli_kl(xp: Any, q: Elements, p: Elements) -> Elements:
+def _bernoulli_kl(q: Elements, p: Elements) -> Elements:
+    xp = namespace(q, p)
     return _weighted_log_ratio(xp, q, p) + _weighted_log_ratio(xp, 1.0 - q, 1.0 - p)
 
 

@@ -112,3 +112,12 @@ class Process(Protocol):
     def prior_kl(self, x0: Elements) -> Elements:
         """KL(q(x_1 | x0) || prior) in nats per element."""
         ...
+
+
+@runtime_checkable
+class Discrete(Process, Protocol):
+    """A process whose states no gradient passes through, but whose probabilities are known."""
+
+    def marginal(self, x0: Elements, t: Time) -> Distribution:
+        """q(x_t | x0)."""
+        ...

@@ -5,7 +5,7 @@ trajectory=False, **options)`. `denoise` is a Denoiser or a function (x, t) -> x
 broadcast to x; `times`, [steps + 1], decreases within [0, 1]; `x` is [batch, ...] in the process's
 own units, at the start alpha x0 + sigma eps. The result is the state at times[-1], or with
 `trajectory` that and all states [steps + 1, batch, ...], `x` first. Each is one scan, to be jitted
-by the caller with its network. ValueError where the denoiser has no x0 at times[0].
+by the caller with its network. ConfigError where the denoiser has no x0 at times[0].
 
 Randomness: `key` is one key, from which example i takes fold_in(key, i), or a key array [batch];
 draw j of step k uses fold_in(fold_in(key_i, k), j), so that a sample does not depend on its batch.
@@ -31,7 +31,7 @@ from diffusion_jax.diffusion.solvers.dpmpp import (
     dpmpp_3m,
     dpmpp_3s,
 )
-from diffusion_jax.diffusion.solvers.dpmpp_sde import dpmpp_sde, dpmsolver_sde
+from diffusion_jax.diffusion.solvers.dpmpp_sde import dpmpp_sde, dpmpp_sde_singlestep, dpmsolver_sde
 from diffusion_jax.diffusion.solvers.dpmsolver import deis, dpmsolver, dpmsolver_singlestep
 from diffusion_jax.diffusion.solvers.euler import euler, euler_ancestral
 from diffusion_jax.diffusion.solvers.flow import flow_euler, flow_heun
@@ -41,7 +41,7 @@ from diffusion_jax.diffusion.solvers.lms import lms
 from diffusion_jax.diffusion.solvers.pndm import pndm
 from diffusion_jax.diffusion.solvers.runge_kutta import kdpm2, kdpm2_ancestral, midpoint, rk4
 from diffusion_jax.diffusion.solvers.unipc import unipc
-from diffusion_jax.errors import unknown_name
+from diffusion_jax.errors import ConfigError, unknown_name
 
 SOLVERS: dict[str, Callable] = {
     "ddpm": ddpm,
@@ -68,6 +68,7 @@ SOLVERS: dict[str, Callable] = {
     "dpmpp_2s": dpmpp_2s,
     "dpmpp_3s": dpmpp_3s,
     "dpmpp_sde": dpmpp_sde,
+    "dpmpp_sde_singlestep": dpmpp_sde_singlestep,
     "dpmsolver": dpmsolver,
     "dpmsolver_singlestep": dpmsolver_singlestep,
     "dpmsolver_sde": dpmsolver_sde,
@@ -95,6 +96,7 @@ __all__ = [
     "dpmpp_3m",
     "dpmpp_3s",
     "dpmpp_sde",
+    "dpmpp_sde_singlestep",
     "dpmsolver",
     "dpmsolver_sde",
     "dpmsolver_singlestep",
@@ -117,7 +119,7 @@ __all__ = [
 
 
 def get(name: str) -> Callable:
-    """The solver called `name`; ValueError naming the nearest one if there is none."""
+    """The solver called `name`; ConfigError naming the nearest one if there is none."""
     if name not in SOLVERS:
-        raise ValueError(unknown_name("solver", name, SOLVERS))
+        raise ConfigError(unknown_name("solver", name, SOLVERS))
     return SOLVERS[name]

@@ -10,9 +10,8 @@ from diffusion_jax.diffusion.broadcasting import Count, Number
 from diffusion_jax.diffusion.denoiser import as_denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
-from diffusion_jax.diffusion.solvers.noising import ancestral_split
+from diffusion_jax.diffusion.solvers.noising import ancestral_split, check_eta
 from diffusion_jax.diffusion.solvers.stepping import Denoise, Noise, Result, Start
-from diffusion_jax.errors import ConfigError
 
 
 def ddim(
@@ -41,8 +40,7 @@ def ddim(
     First order; one evaluation a step. Raises ConfigError for eta outside [0, 1], bad times or a
     stride below 1, ValueError for eta > 0 without key and noise.
     """
-    if not 0.0 <= eta <= 1.0:
-        raise ConfigError(f"eta={eta}; expected a number from 0 (deterministic) to 1 (DDPM)")
+    check_eta(eta)
     x = stepping.start(x)
     denoiser = as_denoiser(denoise, schedule)
     steps = stepping.strided(schedule, stepping.steps_of(denoiser, schedule, times), stride)

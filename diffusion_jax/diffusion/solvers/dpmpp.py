@@ -118,7 +118,7 @@ def dpmpp_1s(
     Raises ValueError for bad times.
     """
     del key, noise
-    return solve_singlestep("x0", denoise, schedule, times, x, trajectory, 1)
+    return solve_singlestep("x0", denoise, schedule, times, x, trajectory, 1, Rules(), None)
 
 
 def dpmpp_2s(
@@ -142,9 +142,9 @@ def dpmpp_2s(
     Raises ValueError for an unknown solver_type, a bad order_list or bad times.
     """
     del key, noise
-    options = (solver_type, lower_order_final, order_list)
+    rules = Rules(solver_type, True, lower_order_final)
     return solve_singlestep(
-        "x0", denoise, schedule, times, x, trajectory, 2, *options, any_steps=True
+        "x0", denoise, schedule, times, x, trajectory, 2, rules, order_list, any_steps=True
     )
 
 
@@ -177,7 +177,7 @@ def dpmpp_3s(
     Raises ValueError for an unknown solver_type, a bad order_list or bad times.
     """
     del key, noise
-    options = (solver_type, lower_order_final, order_list)
+    rules = Rules(solver_type, True, lower_order_final)
     return solve_singlestep(
-        "x0", denoise, schedule, times, x, trajectory, 3, *options, any_steps=True
+        "x0", denoise, schedule, times, x, trajectory, 3, rules, order_list, any_steps=True
     )

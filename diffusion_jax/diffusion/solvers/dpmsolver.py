@@ -75,17 +75,9 @@ def dpmsolver_singlestep(
     order_list or bad times.
     """
     del key, noise
+    rules = Rules(solver_type, True, lower_order_final)
     return solve_singlestep(
-        "eps",
-        denoise,
-        schedule,
-        times,
-        x,
-        trajectory,
-        order,
-        solver_type,
-        lower_order_final,
-        order_list,
+        "eps", denoise, schedule, times, x, trajectory, order, rules, order_list
     )
 
 
@@ -99,6 +91,7 @@ def deis(
     noise: Noise | None = None,
     trajectory: bool = False,
     order: Count | None = None,
+    corrected: bool = False,
     lower_order_final: bool = False,
 ) -> Result:
     """DEIS in log rho, rho = sigma/alpha, multistep of order 1, 2 (if None) or 3.
@@ -108,11 +101,12 @@ def deis(
     polynomial through this and the previous eps over rho from rho_t to rho_s). Since log rho is
     -log(alpha/sigma), order 2 is the "heun" of `dpmsolver` and order 3 has the weights of its
     `corrected`, but not its first step: that of order 1 leaves order 2 unless it starts at so much
-    noise that eps hardly changes over it. One evaluation a step; deterministic, key and noise
-    unused. Start-up rule and `lower_order_final` as in `dpmpp_3m`.
+    noise that eps hardly changes over it. `corrected` corrects the first step of order 3 as
+    `dpmpp_3m` does, at no evaluation. One evaluation a step; deterministic, key and noise unused.
+    Start-up rule and `lower_order_final` as in `dpmpp_3m`.
 
     Raises ValueError for another order or more than there are steps, or bad times.
     """
     del key, noise
-    rules = Rules("heun", True, lower_order_final)
+    rules = Rules("heun", True, lower_order_final, False, corrected)
     return solve_multistep("eps", denoise, schedule, times, x, trajectory, order, rules)

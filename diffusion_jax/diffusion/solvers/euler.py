@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Number
-from diffusion_jax.diffusion.denoiser import as_denoiser
+from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.noising import (
@@ -18,7 +18,7 @@ from diffusion_jax.diffusion.solvers.noising import (
     check_noise,
     churned,
 )
-from diffusion_jax.diffusion.solvers.stepping import Denoise, Noise, Result, Start, Steps
+from diffusion_jax.diffusion.solvers.stepping import Denoise, Draws, Noise, Result, Start, Steps
 from diffusion_jax.errors import ConfigError, unknown_name
 
 HELD = ("eps", "x0", "v", "edm")
@@ -65,26 +65,17 @@ def euler(
     steps = stepping.steps_of(denoiser, schedule, times)
     churn = churned(schedule if held is None else None, steps, s_churn, s_tmin, s_tmax, s_noise)
     draws = churn.draws("euler with s_churn > 0", x, key, noise) if s_churn else None
+    if held is not None and draws is not None:
+        return _held_steps(denoiser, steps, churn, held, float(sigma_data), x, draws, trajectory)
 
     def update(x: Array, carry: Any, row: Any) -> Any:
-        (t, to_x, to_x0, scale, std, kept, old, new), drawn = row
-        noisy = x if draws is None else scale * x + std * draws.draw(drawn, x.shape, x.dtype)
-        denoised, carry = denoiser.step(noisy if held is None else x, t, carry)
-        x0 = denoised.x0
-        if draws is not None and held is not None:
-            x0 = kept * (x0 - old * x) + new * noisy
-        return to_x * noisy + to_x0 * x0, carry
+        t, to_x, to_x0 = row
+        denoised, carry = denoiser.step(x, t, carry)
+        return to_x * x + to_x0 * denoised.x0, carry
 
-    coefficients = stepping.cast(
-        x,
-        churn.steps.t,
-        *euler_coefficients(churn.steps),
-        churn.scale,
-        churn.std,
-        *_held_coefficients(steps, churn, held, float(sigma_data)),
-    )
-    rows = (coefficients, None if draws is None else draws.rows(len(steps.t)))
-    return stepping.scan_steps(update, x, denoiser.init, rows, trajectory)
+    coefficients = stepping.cast(x, churn.steps.t, *euler_coefficients(churn.steps))
+    noisy, noise_rows = churn.around(update, x, draws)
+    return stepping.scan_steps(noisy, x, denoiser.init, (coefficients, noise_rows), trajectory)
 
 
 def euler_ancestral(
@@ -141,8 +132,38 @@ def euler_coefficients(steps: Steps) -> tuple[Any, Any]:
     return steps.sigma_ratio, steps.alpha_s * (1.0 - steps.decay)
 
 
+def _held_steps(
+    denoiser: Denoiser,
+    steps: Steps,
+    churn: Noising,
+    held: str,
+    sigma_data: float,
+    x: Array,
+    draws: Draws,
+    trajectory: bool,
+) -> Any:
+    """Euler steps whose predictions are made before the noise is added."""
+
+    def update(x: Array, carry: Any, row: Any) -> Any:
+        (t, to_x, to_x0, scale, std, kept, old, new), drawn = row
+        denoised, carry = denoiser.step(x, t, carry)
+        noisy = scale * x + std * draws.draw(drawn, x.shape, x.dtype)
+        return to_x * noisy + to_x0 * (kept * (denoised.x0 - old * x) + new * noisy), carry
+
+    coefficients = stepping.cast(
+        x,
+        steps.t,
+        *euler_coefficients(churn.steps),
+        churn.scale,
+        churn.std,
+        *_held_coefficients(steps, churn, held, sigma_data),
+    )
+    rows = (coefficients, draws.rows(len(steps.t)))
+    return stepping.scan_steps(update, x, denoiser.init, rows, trajectory)
+
+
 def _held_coefficients(
-    steps: Steps, churn: Noising, held: str | None, sigma_data: float
+    steps: Steps, churn: Noising, held: str, sigma_data: float
 ) -> tuple[Any, Any, Any]:
     """a, b, c of x0 = a (x0_before - b x_before) + c x_after, for a prediction kept over noise.
 
@@ -152,7 +173,7 @@ def _held_coefficients(
     xp = steps.xp
     churns = churn.std > 0.0
     one, zero = xp.ones_like(steps.sigma_t), xp.zeros_like(steps.sigma_t)
-    if held in (None, "x0"):
+    if held == "x0":
         return one, zero, zero
     alpha = xp.where(churns, steps.alpha_t, 1.0)
     u, u_hat = steps.sigma_t / alpha, churn.steps.sigma_t / alpha

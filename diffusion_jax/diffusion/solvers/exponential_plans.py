@@ -34,7 +34,10 @@ class Plan(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """The options of a multistep method: see `dpmpp.dpmpp_3m`, and `unipc.unipc` for bh1, bh2."""
+    """The options of a multistep method: see `dpmpp.dpmpp_3m`, and `unipc.unipc` for bh1, bh2.
+
+    `corrected_start` adds to the second step the correction of the first: see `start_corrected`.
+    """
 
     solver_type: str = "midpoint"
     corrected: bool = True
@@ -80,7 +83,27 @@ def multistep(form: str, steps: Steps, order: int, rules: Rules) -> Plan:
         columns.append(on_values(rules.published(form, q, of_step), nodes))
         back = back + before(steps.xp, of_step.h, q)
         nodes = [*nodes, -back / of_step.h]
-    return Plan(of_step.to_x, select(steps.xp, rules.orders(steps, order), columns))
+    to_m = select(steps.xp, rules.orders(steps, order), columns)
+    if rules.corrected_start and order > 2 and len(steps.t) > 1:
+        to_m = start_corrected(form, steps, rules, of_step, to_m)
+    return Plan(of_step.to_x, to_m)
+
+
+def start_corrected(form: str, steps: Steps, rules: Rules, of_step: Weights, to_m: Any) -> Any:
+    """`to_m` of which the second step starts from the corrected end of the first.
+
+    The first step, of order 1, has a local error that leaves order 2 of the whole. Once the
+    denoiser has seen its end, the line through both values takes the place of the first, as UniPC
+    has it: w_2 (m_1 - m_0) more, which the second step multiplies as it does its start.
+    """
+    second = rules.published(form, 2, of_step)[1]
+    if form in ("eps", "sde_eps"):
+        finite, _ = finite_rise(steps)
+        second = steps.xp.where(finite, second, 0.0)
+    more = of_step.to_x[1] * second[0]
+    change = steps.xp.stack([more, -more] + [0.0 * more] * (to_m.shape[-1] - 2))
+    is_second = (np.arange(len(steps.t)) == 1)[:, None]
+    return to_m + steps.xp.where(is_second, change, 0.0)
 
 
 def corrector(form: str, steps: Steps, order: int, rules: Rules) -> tuple[Plan, Any]:
@@ -105,8 +128,11 @@ def corrector(form: str, steps: Steps, order: int, rules: Rules) -> tuple[Plan, 
     return Plan(*shifted[:2]), shifted[2] & (np.arange(len(steps.t)) > 0)
 
 
-def singlestep(form: str, steps: Steps, order_list: Sequence[int], solver_type: str) -> Plan:
-    """Polynomials through the values since the start of each group 1, 2, ... of `order_list`.
+def singlestep(
+    form: str, steps: Steps, order_list: Sequence[int], rules: Rules
+) -> tuple[Plan, Any]:
+    """Polynomials through the values since the start of each group 1, 2, ... of `order_list`, and
+    the share of its noise that a step renews if it is stochastic, 1 - e^-2h of the group.
 
     A step of order q goes from the state q - 1 steps before it, which begins its group. The group
     that begins at alpha_t = 0 begins anew after one step; a step of infinite h is of order 1.
@@ -117,18 +143,25 @@ def singlestep(form: str, steps: Steps, order_list: Sequence[int], solver_type: 
     orders = listed
     for q in range(2, most + 1):
         orders = xp.where((listed == q) & ~before(xp, finite, q - 1), q - 1, orders)
-    orders = xp.where(finite, orders, 1)
-    to_x, columns = 0.0, []
+    # The last step of a group may be as short as it likes: h is that of the group.
+    orders = xp.where(xp.isfinite(steps.rise), orders, 1)
+    to_x, fresh, columns = 0.0, 0.0, []
     for q in range(1, most + 1):
         alpha_t, sigma_t = (before(xp, level, q - 1) for level in (steps.alpha_t, steps.sigma_t))
-        of_group = weights(form, steps._replace(alpha_t=alpha_t, sigma_t=sigma_t))
+        group = steps._replace(alpha_t=alpha_t, sigma_t=sigma_t)
+        of_group = weights(form, group)
         since, nodes = 0.0, []
         for back in range(q - 1, 0, -1):
             since = since + before(xp, h, back)
             nodes.append(since / of_group.h)
-        columns.append(_of_type(solver_type, of_group.w, nodes)[::-1])
+        w = of_group.w
+        if form == "sde_x0" and not rules.corrected:
+            # As libraries have it, (1 - e^-2h - 2h)/(2h)^2 - 1/2, where the integral has + 1/2.
+            w = (*w[:2], -(w[1] + 0.5 * of_group.scale) / (2.0 * of_group.h), *w[3:])
+        columns.append(_of_type(rules.solver_type, w, nodes)[::-1])
         to_x = xp.where(orders == q, of_group.to_x, to_x)
-    return Plan(to_x, select(xp, orders, columns), orders == 1)
+        fresh = xp.where(orders == q, group.fresh, fresh)
+    return Plan(to_x, select(xp, orders, columns), orders == 1), fresh
 
 
 def _of_type(solver_type: str, w: tuple[Any, ...], nodes: list[Any]) -> list[Any]:

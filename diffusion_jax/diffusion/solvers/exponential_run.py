@@ -55,9 +55,6 @@ def solve_multistep(
     steps = stepping.steps_of(denoiser, schedule, times)
     count = len(steps.t)
     order = check_order(order, max(count, 3) if any_steps else count)
-    if rules.corrected_start and order == 3:
-        first = np.arange(count) == 0
-        return run_corrected(form, denoiser, steps, x, order, rules, first, trajectory)
     return run_plan(form, denoiser, steps, x, multistep(form, steps, order, rules), trajectory)
 
 
@@ -100,25 +97,30 @@ def solve_singlestep(
     x: Start,
     trajectory: bool,
     order: Count | None,
-    solver_type: str = "midpoint",
-    lower_order_final: bool = False,
-    orders: Sequence[int] | None = None,
+    rules: Rules,
+    orders: Sequence[int] | None,
     *,
     any_steps: bool = False,
+    key: Array | None = None,
+    noise: Noise | None = None,
 ) -> Result:
-    """A deterministic single-step method; with `any_steps` also on fewer steps than `order`."""
-    check_type(solver_type)
+    """A single-step method; with `any_steps` also on fewer steps than `order`."""
+    check_type(rules.solver_type)
     x = stepping.start(x)
     denoiser = as_denoiser(denoise, schedule)
     steps = stepping.steps_of(denoiser, schedule, times)
     count = len(steps.t)
     if orders is None:
         order = check_order(order, max(count, 3) if any_steps else count)
-        listed = order_list(order, count, lower_order_final)
+        listed = order_list(order, count, rules.lower_order_final)
     else:
         listed = check_order_list(orders, count)
-    plan = singlestep(form, steps, listed, solver_type)
-    return run_plan(form, denoiser, steps, x, plan, trajectory)
+    plan, fresh = singlestep(form, steps, listed, rules)
+    if form != "sde_x0":
+        return run_plan(form, denoiser, steps, x, plan, trajectory)
+    std = steps.sigma_s * steps.xp.sqrt(steps.xp.maximum(fresh, 0.0))
+    draws = stepping.draws("dpmpp_sde_singlestep", x, count, key, noise, std > 0.0)
+    return run_plan(form, denoiser, steps, x, plan, trajectory, std, draws)
 
 
 def run_plan(

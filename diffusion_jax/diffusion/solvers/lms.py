@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Count
-from diffusion_jax.diffusion.denoiser import as_denoiser
+from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.coordinates import coordinates_of
+from diffusion_jax.diffusion.solvers.stages import classical, increment, stages_of
 from diffusion_jax.diffusion.solvers.stepping import Denoise, Noise, Result, Start
 from diffusion_jax.errors import ConfigError
 
@@ -29,52 +31,76 @@ def lms(
     key: Array | None = None,
     noise: Noise | None = None,
     trajectory: bool = False,
-    order: Count = 4,
+    order: Count | None = None,
     coordinates: str | None = None,
+    corrected: bool = False,
 ) -> Result:
     """Adams-Bashforth on unequal steps: y_s = y_t + sum_j k_j * integral of L_j(u) over the step.
 
     k_j are the slopes (x - c x0)/sigma at this time and the `order` - 1 before, L_j the Lagrange
     polynomials through their u, integrated exactly. y = x/c, u = sigma/c with c = alpha, or c =
-    alpha + sigma where times[0] has alpha < 1e-3 sigma or `coordinates` is "flow".
+    alpha + sigma where times[0] has alpha < 1e-3 sigma or `coordinates` is "flow". `order` None is
+    4, or the number of steps if that is lower.
 
     One evaluation a step; deterministic, key and noise unused. Start-up rule: step k uses the k + 1
     slopes there are. The error of the first, an Euler step, stays: with many steps all orders above
-    1 come down to second order, with a constant far below that of order 2. A step to sigma_s = 0 is
-    as any other, so that the result is not itself an x0 of the denoiser.
+    1 come down to second order, with a constant far below that of order 2. `corrected` takes the
+    first `order` - 1 steps with the classical Runge-Kutta method, `rk4`, at three evaluations more
+    each (none on a step to sigma_s = 0): then the order is `order`. A step to sigma_s = 0 is as any
+    other, so that the result is not itself an x0 of the denoiser.
 
     Raises ConfigError for an order outside 1 to 4 or beyond the number of steps, bad times, or bad
     coordinates.
     """
     del key, noise
-    if order not in (1, 2, 3, 4):
-        raise ConfigError(f"order={order}; expected 1, 2, 3 or 4")
     x = stepping.start(x)
     denoiser = as_denoiser(denoise, schedule)
     steps = stepping.steps_of(denoiser, schedule, times)
-    if order > len(steps.t):
-        raise ConfigError(
-            f"order={order} needs as many steps, times has {len(steps.t)}: lower the order"
-        )
+    order = _checked(order, len(steps.t))
     levels = coordinates_of(steps, coordinates)
+    weights = stepping.cast(x, adams_weights(steps.xp, levels.u_t, levels.u_s, order))
+    ends = stepping.cast(x, steps.t, levels.c_t, levels.c_s, steps.sigma_t)
+    starts, stages = np.zeros(len(steps.t), bool), None
+    if corrected:
+        starts = (np.arange(len(steps.t)) < order - 1) & (steps.sigma_s > 0.0)
+        stages = stages_of(classical(levels, steps.xp), schedule, levels, steps.xp, x)
+    return _run(denoiser, x, order, (ends, *weights, starts, stages), trajectory)
 
+
+def _run(denoiser: Denoiser, x: Array, order: int, rows: Any, trajectory: bool) -> Any:
     def update(x: Array, history: Any, row: Any) -> Any:
-        (t, c_t, c_s, sigma_t), weights = row
+        (t, c_t, c_s, sigma_t), weights, starts, stages = row
         carry, slopes = history
         denoised, carry = denoiser.step(x, t, carry)
-        slopes = jnp.concatenate([((x - c_t * denoised.x0) / sigma_t)[None], slopes[:-1]])
-        y = x / c_t + jnp.tensordot(weights, slopes, 1)
-        return c_s * y, (carry, slopes)
+        y, slope = x / c_t, (x - c_t * denoised.x0) / sigma_t
+        slopes = jnp.concatenate([slope[None], slopes[:-1]])
+
+        def multistep(carry: Any) -> Any:
+            return jnp.tensordot(weights, slopes, 1), carry
+
+        def single(carry: Any) -> Any:
+            return increment(denoiser, y, slope, carry, stages)
+
+        if stages is None:
+            rise, carry = multistep(carry)
+        else:
+            rise, carry = jax.lax.cond(starts, single, multistep, carry)
+        return c_s * (y + rise), (carry, slopes)
 
     def init(x: Array) -> Any:
-        return denoiser.init(x), jnp.zeros((int(order), *x.shape), x.dtype)
+        return denoiser.init(x), jnp.zeros((order, *x.shape), x.dtype)
 
-    weights = adams_weights(steps.xp, levels.u_t, levels.u_s, int(order))
-    rows = (
-        stepping.cast(x, steps.t, levels.c_t, levels.c_s, steps.sigma_t),
-        *stepping.cast(x, weights),
-    )
     return stepping.scan_steps(update, x, init, rows, trajectory)
+
+
+def _checked(order: Count | None, steps: int) -> int:
+    if order is None:
+        return min(4, steps)
+    if order not in (1, 2, 3, 4):
+        raise ConfigError(f"order={order}; expected 1, 2, 3 or 4")
+    if order > steps:
+        raise ConfigError(f"order={order} needs as many steps, times has {steps}: lower the order")
+    return int(order)
 
 
 def adams_weights(xp: Any, u_t: Any, u_s: Any, order: int) -> Any:

@@ -13,6 +13,7 @@ from diffusion_jax.diffusion.broadcasting import Count
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser, as_denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
+from diffusion_jax.diffusion.solvers.lms import adams_weights
 from diffusion_jax.diffusion.solvers.stepping import Denoise, Noise, Result, Start, Steps
 from diffusion_jax.errors import ConfigError, unknown_name
 
@@ -38,11 +39,12 @@ def pndm(
     key: Array | None = None,
     noise: Noise | None = None,
     trajectory: bool = False,
-    prk: bool = True,
+    prk: bool | None = None,
     stride: Count | None = None,
     values: str = "eps",
+    corrected: bool = False,
 ) -> Result:
-    """PNDM (`prk`), or PLMS (without): linear multistep in eps, transferred as DDIM transfers it.
+    """PNDM (`prk`; None from 4 steps on), or PLMS: linear multistep in eps, moved as DDIM moves x.
 
     x_s = (alpha_s/alpha_t) x_t + (sigma_s - sigma_t alpha_s/alpha_t) e (Liu et al. 2022, equation
     11), e = (55 e_k - 59 e_(k-1) + 37 e_(k-2) - 9 e_(k-3))/24 (equation 12): Adams-Bashforth for
@@ -54,38 +56,60 @@ def pndm(
     Start-up rule. With `prk` the first three steps are pseudo Runge-Kutta (algorithm 1): four
     evaluations each, two of them half a step of t on, weights 1/6, 1/3, 1/3, 1/6; the rest take
     one. Without, the first step is repeated with the mean of eps at both its ends (two evaluations,
-    an Euler step if it is the only one), the second uses two values, the third three. The weights
-    are of fourth order for equal steps of sigma/alpha alone, elsewhere of second where neighbouring
-    steps are nearly equal. A first step from alpha_t = 0, where eps alone does not move the state,
-    is DDIM's, of one evaluation. The step to sigma_s = 0 is as any other: the result is not itself
-    an x0 of the denoiser.
+    an Euler step if it is the only one), the second uses two values, the third three. A first step
+    from alpha_t = 0, where eps alone does not move the state, is DDIM's, of one evaluation. The
+    step to sigma_s = 0 is as any other: the result is not itself an x0 of the denoiser.
+
+    The published weights are of fourth order for equal steps of sigma/alpha alone, elsewhere of
+    second where neighbouring steps are nearly equal. `corrected` takes those of the steps there
+    are, `lms`'s, and the half step at half of sigma/alpha: fourth order, or third without `prk`.
 
     `stride`, entries of the schedule's table: libraries transfer over this many entries, whatever
     the next time is, and halve steps to whole entries. None takes the times as they are.
 
-    Raises ConfigError for bad times, fewer than 4 steps with `prk`, a stride below 1, or unknown
-    values.
+    Raises ConfigError for bad times, fewer than 4 steps with `prk`, a stride below 1, unknown
+    values, or `corrected` with a stride, with values="v" or from alpha = 0.
     """
     del key, noise
-    if values not in VALUES:
-        raise ConfigError(unknown_name("values", values, VALUES))
     x = stepping.start(x)
     denoiser = as_denoiser(denoise, schedule)
     steps = stepping.steps_of(denoiser, schedule, times)
+    prk = len(steps.t) >= 4 if prk is None else prk
+    _check(steps, prk, stride, values, corrected)
+    return _run(_Parts(denoiser, schedule, values, corrected), steps, x, prk, stride, trajectory)
+
+
+def _check(steps: Steps, prk: bool, stride: Count | None, values: str, corrected: bool) -> None:
+    if values not in VALUES:
+        raise ConfigError(unknown_name("values", values, VALUES))
     count = len(steps.t)
     if prk and count < 4:
         raise ConfigError(f"prk=True takes 4 steps or more, times has {count}: set prk=False")
-    xp = steps.xp
-    plain = (steps.alpha_t <= 0.0) & (values == "eps")
+    if corrected and (stride is not None or values != "eps"):
+        raise ConfigError(
+            f"corrected=True takes values='eps' and no stride, got values={values!r}, "
+            f"stride={stride}"
+        )
+    if corrected and steps.xp is np and steps.alpha_t[0] <= 0.0:
+        raise ConfigError(
+            f"corrected=True divides by alpha, which is 0 at times[0]={steps.t[0]:g}: use a time "
+            "grid that starts below"
+        )
+
+
+def _run(
+    parts: _Parts, steps: Steps, x: Array, prk: bool, stride: Count | None, trajectory: bool
+) -> Any:
+    xp, count = steps.xp, len(steps.t)
+    plain = (steps.alpha_t <= 0.0) & (parts.values == "eps")
     signal = steps._replace(alpha_t=xp.where(plain, 1.0, steps.alpha_t))
-    parts = _Parts(denoiser, schedule, values)
     correct, start_rows = (parts.runge_kutta if prk else parts.repeated)(signal, x, stride)
-    signal = stepping.strided(schedule, signal, stride)
+    signal = stepping.strided(parts.schedule, signal, stride)
 
     def update(x: Array, history: Any, row: Any) -> Any:
         (t, alpha, sigma, alpha_s, sigma_s, *move), weights, starts, plain, start_row = row
         carry, known = history
-        denoised, carry = denoiser.step(x, t, carry)
+        denoised, carry = parts.denoiser.step(x, t, carry)
         value = parts.value(denoised, alpha, sigma)
         known = jnp.concatenate([value[None], known[:-1]])
 
@@ -100,13 +124,13 @@ def pndm(
         return x, (carry, known)
 
     def init(x: Array) -> Any:
-        return denoiser.init(x), jnp.zeros((4, *x.shape), x.dtype)
+        return parts.denoiser.init(x), jnp.zeros((4, *x.shape), x.dtype)
 
     levels = (steps.t, steps.alpha_t, steps.sigma_t, signal.alpha_s, signal.sigma_s)
     starts = xp.asarray(np.arange(count) < (3 if prk else int(count > 1)))
     rows = (
         stepping.cast(x, *levels, *parts.transfers(signal)),
-        *stepping.cast(x, _ADAMS[np.minimum(np.arange(count), 3)]),
+        *stepping.cast(x, parts.weights(signal)),
         starts & ~plain,
         plain,
         start_rows,
@@ -124,6 +148,7 @@ class _Parts(NamedTuple):
     denoiser: Denoiser
     schedule: Schedule
     values: str
+    corrected: bool
 
     def value(self, denoised: Denoised, alpha: Any, sigma: Any) -> Array:
         """eps, or v."""
@@ -145,6 +170,13 @@ class _Parts(NamedTuple):
         along = steps.alpha_s * steps.alpha_t + steps.sigma_s * steps.sigma_t
         across = steps.sigma_s * steps.alpha_t - steps.sigma_t * steps.alpha_s
         return along / size, across / size
+
+    def weights(self, steps: Steps) -> Any:
+        """[steps, 4], what multiplies this value and those before it; the sum is 1."""
+        if not self.corrected:
+            return _ADAMS[np.minimum(np.arange(len(steps.t)), 3)]
+        u_t, u_s = steps.sigma_t / steps.alpha_t, steps.sigma_s / steps.alpha_s
+        return adams_weights(steps.xp, u_t, u_s, 4) / (u_s - u_t)[:, None]
 
     def repeated(self, steps: Steps, x: Array, stride: Count | None) -> Any:
         """The first step again, with the mean of the values at both ends."""
@@ -176,8 +208,11 @@ class _Parts(NamedTuple):
             )
 
         # In whole entries the first half step may end one entry above where it is evaluated.
-        middle = to(np.minimum(steps.s + half, 1.0))
-        stages = [(to(steps.t - half), middle), (middle, middle), (steps, steps)]
+        middle, reached = to(np.minimum(steps.s + half, 1.0)), to(steps.t - half)
+        if self.corrected:
+            u = 0.5 * (steps.sigma_t / steps.alpha_t + steps.sigma_s / steps.alpha_s)
+            middle = reached = to(self.schedule.t_from_logsnr(-2.0 * steps.xp.log(u)))
+        stages = [(reached, middle), (middle, middle), (steps, steps)]
         columns = [
             (*self.transfers(end), level.s, level.alpha_s, level.sigma_s) for end, level in stages
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jaxtyping import Array
@@ -21,19 +21,8 @@ from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.coordinates import Coordinates, coordinates_of, levels_of
 from diffusion_jax.diffusion.solvers.euler import euler_coefficients
 from diffusion_jax.diffusion.solvers.noising import Noising, churned, lowered, quiet
+from diffusion_jax.diffusion.solvers.stages import Method, classical, increment, stages_of
 from diffusion_jax.diffusion.solvers.stepping import Denoise, Draws, Noise, Result, Start
-
-
-class Method(NamedTuple):
-    """An explicit Runge-Kutta method whose stages see each only the one before.
-
-    With slopes k_1 at (t, y), k_j at (levels[j], y + reach[j] k_(j-1)): y_s = y + sum weights[j]
-    k_j. All are [steps], `reach` and `weights` in units of u.
-    """
-
-    levels: tuple[Any, ...]
-    reach: tuple[Any, ...]
-    weights: tuple[Any, ...]
 
 
 def midpoint(
@@ -81,13 +70,7 @@ def rk4(
     """
     del key, noise
 
-    def method(levels: Coordinates, xp: Any) -> Method:
-        step = levels.u_s - levels.u_t
-        middle, half = levels.u_t + 0.5 * step, 0.5 * step
-        weights = (step / 6.0, step / 3.0, step / 3.0, step / 6.0)
-        return Method((middle, middle, levels.u_s), (half, half, step), weights)
-
-    return _quiet(method, denoise, schedule, times, x, trajectory, coordinates)
+    return _quiet(classical, denoise, schedule, times, x, trajectory, coordinates)
 
 
 def kdpm2(
@@ -189,27 +172,17 @@ def _integrate(
     trajectory: bool,
 ) -> Any:
     steps = noising.steps
-    xp, levels = steps.xp, levels_of(steps, flow)
-    method = choose(levels, xp)
-    inner = [levels.inner(schedule, xp, u) for u in method.levels]
+    levels = levels_of(steps, flow)
+    stages = stages_of(choose(levels, steps.xp), schedule, levels, steps.xp, x)
 
     def update(x: Array, carry: Any, row: Any) -> Any:
-        (t, c_t, c_s, sigma_t, to_x, to_x0, weight), stages, whole = row
+        (t, c_t, c_s, sigma_t, to_x, to_x0), inner, whole = row
         first, carry = denoiser.step(x, t, carry)
 
-        def stage(state: Any, row: Any) -> Any:
-            t_j, c_j, sigma_j, reach, weight = row
-            slope, total, carry = state
-            x_j = c_j * (x / c_t + reach * slope)
-            denoised, carry = denoiser.step(x_j, t_j, carry)
-            slope = (x_j - c_j * denoised.x0) / sigma_j
-            return (slope, total + weight * slope, carry), None
-
         def all_stages(carry: Any) -> Any:
-            slope = (x - c_t * first.x0) / sigma_t
-            state = (slope, weight * slope, carry)
-            (_, total, carry), _ = jax.lax.scan(stage, state, stages)
-            return c_s * (x / c_t + total), carry
+            y, slope = x / c_t, (x - c_t * first.x0) / sigma_t
+            rise, carry = increment(denoiser, y, slope, carry, inner)
+            return c_s * (y + rise), carry
 
         def euler_step(carry: Any) -> Any:
             return to_x * x + to_x0 * first.x0, carry
@@ -217,11 +190,6 @@ def _integrate(
         return jax.lax.cond(whole, all_stages, euler_step, carry)
 
     ends = (steps.t, levels.c_t, levels.c_s, steps.sigma_t, *euler_coefficients(steps))
-    by_stage = (*map(list, zip(*inner, strict=True)), method.reach, method.weights[1:])
-    rows = (
-        stepping.cast(x, *ends, method.weights[0]),
-        stepping.cast(x, *(xp.stack(values, axis=1) for values in by_stage)),
-        steps.sigma_s > 0.0,
-    )
+    rows = (stepping.cast(x, *ends), stages, steps.sigma_s > 0.0)
     noisy, noise_rows = noising.around(update, x, draws)
     return stepping.scan_steps(noisy, x, denoiser.init, (rows, noise_rows), trajectory)

@@ -89,7 +89,7 @@ def steps_of(denoiser: Denoiser, schedule: Schedule, times: Any) -> Steps:
         alpha, sigma = jnp.asarray(alpha), jnp.asarray(sigma)
     elif not (sigma[:-1] > 0.0).all():
         k = int(np.argmin(sigma[:-1] > 0.0))
-        raise ValueError(f"times[{k}]={times[k]} has sigma={sigma[k]}; only the last may have 0")
+        raise ConfigError(f"times[{k}]={times[k]} has sigma={sigma[k]}; only the last may have 0")
     return Steps(times[:-1], times[1:], alpha[:-1], alpha[1:], sigma[:-1], sigma[1:])
 
 
@@ -110,9 +110,9 @@ def start(x: Start) -> State:
     """`x` as a JAX array with a batch axis."""
     x = jnp.asarray(x)
     if x.ndim < 1:
-        raise ValueError(f"x has shape {x.shape}; expected [batch, ...]")
+        raise ConfigError(f"x has shape {x.shape}; expected [batch, ...]")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x has dtype {x.dtype}; expected a floating-point type")
+        raise ConfigError(f"x has dtype {x.dtype}; expected a floating-point type")
     return x
 
 
@@ -122,7 +122,7 @@ def start_of(process: Process, x: Any) -> Any:
         return start(x)
     x = jnp.asarray(x)
     if x.ndim < 1 or not jnp.issubdtype(x.dtype, jnp.integer):
-        raise ValueError(
+        raise ConfigError(
             f"x has shape {x.shape} and dtype {x.dtype}; expected tokens [batch, ...], of an "
             "integer type"
         )
@@ -179,7 +179,7 @@ def draws(
     only for the steps that add noise (`needed` [steps], where known), and is held in memory."""
     if noise is None:
         if key is None:
-            raise ValueError(f"key=None; {solver} draws noise: give key (or noise, to replay it)")
+            raise ConfigError(f"key=None; {solver} draws noise: give key (or noise, to replay it)")
         return Draws(example_keys(key, x.shape[0]), None)
     ask = needed if isinstance(needed, np.ndarray) else np.ones(steps, bool)
     dtype = compute_dtype(x)
@@ -187,7 +187,7 @@ def draws(
     for step in range(steps):
         value = jnp.asarray(noise(step, 0, x.shape) if ask[step] else jnp.zeros(x.shape), dtype)
         if value.shape != x.shape:
-            raise ValueError(f"noise({step}, 0, ...) has shape {value.shape}; expected {x.shape}")
+            raise ConfigError(f"noise({step}, 0, ...) has shape {value.shape}; expected {x.shape}")
         recorded.append(value)
     return Draws(None, jnp.stack(recorded))
 
@@ -199,7 +199,7 @@ def example_keys(key: Array, batch: int) -> Array:
     if key.shape == (batch,):
         return key
     if key.shape != ():
-        raise ValueError(f"key has shape {key.shape}; expected one key or one for each of {batch}")
+        raise ConfigError(f"key has shape {key.shape}; expected one key or one for each of {batch}")
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
 
 

@@ -33,6 +33,7 @@ def unipc(
     solver_type: str = "bh2",
     predict_x0: bool = True,
     corrector: bool = True,
+    corrected: bool = False,
     disable_corrector: Sequence[int] = (),
     lower_order_final: bool = False,
 ) -> Result:
@@ -47,9 +48,11 @@ def unipc(
     which the denoiser is evaluated; the last is not corrected. One evaluation a step;
     deterministic, key and noise unused.
 
-    `corrector=False` leaves UniP; `disable_corrector` lists steps, from 0, whose result alone is
-    not corrected. Start-up rule and `lower_order_final` as in `dpmpp_3m`; UniC has the order of its
-    step. A step from alpha_t = 0 is corrected for x0 with bh2 only, for which e^-h = 0 is finite.
+    `corrector=False` leaves UniP, whose order 3 is 2 by its first step unless that, with
+    `corrected`, is corrected all the same; `disable_corrector` lists steps, from 0, whose result
+    alone is not corrected. Start-up rule and `lower_order_final` as in `dpmpp_3m`; UniC has the
+    order of its step. A step from alpha_t = 0 is corrected for x0 with bh2 only, for which e^-h = 0
+    is finite.
 
     Raises ValueError for another order or more than there are steps, an unknown solver_type, a
     negative number in disable_corrector, or bad times.
@@ -65,5 +68,6 @@ def unipc(
     order = check_order(order, len(steps.t))
     form = "x0" if predict_x0 else "eps"
     rules = Rules(solver_type, True, lower_order_final)
-    asked = ~np.isin(np.arange(len(steps.t)), list(disable_corrector)) & corrector
+    numbers = np.arange(len(steps.t))
+    asked = ~np.isin(numbers, list(disable_corrector)) & (corrector | (corrected & (numbers == 0)))
     return run_corrected(form, denoiser, steps, x, order, rules, asked, trajectory)
