@@ -28,6 +28,11 @@ BITS = DataSpec(shape=(20,), kind="bits", range=(0.0, 1.0))
 POINTS = DataSpec(shape=(2,), kind="points", range=(-2.0, 2.0))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick(quick_programs):
+    return None
+
+
 def get_config(name: str, **changes):
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"dpm2015_{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -79,14 +84,11 @@ def test_a_learned_schedule_of_bits_and_its_network_learn():
     gradient = jit(jax.grad(lambda p: objective(p, {"x": x}, keys, context)[0]))(params)
     for leaf in jax.tree.leaves((gradient["schedule"], gradient["head"])):
         assert np.abs(leaf).min() > 0
-    keep = model.process_of(params).keep
-    np.testing.assert_allclose(keep(np.linspace(0.0, 1.0, 5)), np.linspace(1.0, 0.0, 5), atol=1e-6)
 
 
-@pytest.mark.parametrize("width", [None, 0.05])
-def test_the_evaluator_finds_the_entropy_of_gaussian_data_with_the_true_kernels(width):
-    """Of data rounded to multiples of a small width, that of so many values."""
-    c, schedule, dims = 0.5, schedules.linear_beta(), 3
+def test_the_evaluator_finds_the_entropy_of_gaussian_data_with_the_true_kernels():
+    """Rounded to multiples of a small width, so that the values are discrete."""
+    c, width, schedule, dims = 0.5, 0.05, schedules.linear_beta(), 3
     times = time_grids.uniform(8)
     pairs = list(itertools.pairwise(times))
     fractions = [_true_fraction(schedule, c, t, s) for t, s in pairs]
@@ -109,11 +111,9 @@ def test_the_evaluator_finds_the_entropy_of_gaussian_data_with_the_true_kernels(
         per_dimension=True,
         width=width,
     )
-    x = c * normal(4000, dims)
-    if width:
-        x = width * jnp.round(x / width)
+    x = width * np.round(c * normal(4000, dims) / width)
     found = evaluator({}, [{"x": x, "mask": jnp.ones(4000, bool)}])
-    entropy = (0.5 * np.log2(2 * np.pi * np.e * c**2) - np.log2(width or 1.0)) * dims
+    entropy = (0.5 * np.log2(2 * np.pi * np.e * c**2) - np.log2(width)) * dims
     assert abs(found["bound_bits"] - entropy) < 3 * found["bound_bits_stderr"] < 0.2
     assert found["bound_bits_per_dim"] == pytest.approx(found["bound_bits"] / dims)
     true = dims * sum(_true_entropy(schedule, c, t, s) for t, s in pairs[:-1]) / np.log(2.0)

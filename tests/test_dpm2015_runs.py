@@ -91,6 +91,7 @@ def test_betas_stay_float32_under_bfloat16():
         assert level.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_bits_with_a_learned_schedule_are_trained_sampled_from_and_evaluated(tmp_path):
     small = {"data__heartbeat__size": 64, "data__heartbeat__held_out": 20}
     config = get_config("heartbeat", process__binomial__keep="learned", **small)

@@ -6,7 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.diffusion.processes import KEEPS, learned_keep
+from diffusion_jax.data.heartbeat import heartbeat_sequences
+from diffusion_jax.diffusion import time_grids
+from diffusion_jax.diffusion.processes import KEEPS, Binomial, learned_keep
+from diffusion_jax.evaluation.bound import floor_bits
 
 T = 12
 TIMES = np.arange(T + 1) / T
@@ -44,6 +47,19 @@ def test_jax_gives_the_numbers_of_numpy():
     found = device(jnp.asarray(TIMES, jnp.float32))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, host(TIMES), rtol=2e-6)
+
+
+def test_the_floor_is_that_of_the_schedule_as_it_has_become():
+    """Twenty places with a one in every fifth: a schedule that erases more at both ends is better,
+    one that erases more in the middle worse."""
+    sequences, times = heartbeat_sequences(), time_grids.uniform(T)
+    bend = np.linspace(-1.0, 1.0, T) ** 2
+    floors = [
+        floor_bits(sequences, Binomial(learned_keep(T).with_params({"logits": logits})), times)
+        for logits in (jnp.asarray(bend, jnp.float32), np.zeros(T), -bend)
+    ]
+    assert floors == sorted(floors)
+    assert floors[0] < floors[1] - 0.02
 
 
 def test_one_step_is_refused():
