@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from diffusion_jax.diffusion import schedules, solvers, time_grids
 from diffusion_jax.networks import compiler_options
 
-# Solver -> (options, arrays kept from step to step, evaluations a step).
+# Solver -> (options, arrays kept from step to step or stage to stage, evaluations a step).
 CASES: dict[str, tuple[dict[str, Any], int, int]] = {
     "ddim": ({}, 1, 1),
     "euler": ({}, 1, 1),
@@ -38,7 +38,7 @@ CASES: dict[str, tuple[dict[str, Any], int, int]] = {
     "pndm": ({"prk": False}, 5, 1),
     "heun": ({}, 1, 2),
     "midpoint": ({}, 1, 2),
-    "rk4": ({}, 1, 4),
+    "rk4": ({}, 3, 4),
 }
 
 

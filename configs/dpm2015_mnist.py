@@ -5,6 +5,12 @@
 As `configs/dpm2015_digits.py`, at 28 x 28 with 256 grey levels: `val/bound_bits_per_dim` bounds
 -log2 P of the discrete picture in bits a pixel. The data set is downloaded at the first start;
 --config.data.data_dir=DIR names a folder where it is prepared already.
+
+1,500 steps take 16 minutes of processor time on two cores of an AMD EPYC that other programs shared
+(November 2026): val/bound_bits_per_dim 2.697 +- 0.024 over 256 test pictures; over 512, by
+`bits_per_dim(workdir, num=512, method="discrete", steps=128)`, 2.671 +- 0.017. The bound still
+falls by then, and the samples are strokes but not yet digits: give it more --config.steps. The
+paper's own figure is a Parzen-window estimate of a density, not comparable.
 """
 
 from __future__ import annotations
@@ -30,6 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.network.multiscale.full_width = 500
     config.network.multiscale.full_channels = 4
     config.objective.name = "variational"
+    # A divisor of the batch: each batch holds every step as often.
     config.objective.variational.num_steps = 128
     config.objective.variational.decoder.name = "dequantised"
     config.objective.variational.decoder.dequantised.count = 256

@@ -136,26 +136,27 @@ def run_plan(
     """The scan over a plan, with `std` [steps] times the draws added."""
 
     def update(x: Array, history: Any, row: Any) -> Any:
-        (t, to_x, to_m, std, *levels), restart, drawn = row
+        (t, to_x, to_m, std, *levels), slot, restart, drawn = row
         carry, base, past = history
         denoised, carry = denoiser.step(x, t, carry)
-        values = (predicted(x, denoised.x0, levels), *past)
+        past = stepping.remember(past, predicted(x, denoised.x0, levels), slot)
         base = x if restart is None else jnp.where(restart, x, base)
-        x_s = to_x * base + sum(to_m[j] * value for j, value in enumerate(values))
+        x_s = to_x * base + stepping.combined(to_m, past)
         if levels:
             x_s = x_s + levels[-1] * denoised.x0
         if draws is not None:
             x_s = x_s + std * draws.draw(drawn, x.shape, x.dtype)
-        return x_s, (carry, base if restart is not None else None, values[:-1])
+        return x_s, (carry, base if restart is not None else None, past)
 
     def init(x: Array) -> Any:
-        past = (jnp.zeros_like(x),) * (plan.to_m.shape[-1] - 1)
+        past = stepping.blank(x, plan.to_m.shape[-1])
         return denoiser.init(x), x if plan.restart is not None else None, past
 
     noise_level = 0.0 * steps.sigma_s if std is None else std
-    rows = stepping.cast(x, steps.t, plan.to_x, plan.to_m, noise_level, *levels_of(form, steps))
+    to_m, slots = stepping.by_slot(steps, plan.to_m)
+    rows = stepping.cast(x, steps.t, plan.to_x, to_m, noise_level, *levels_of(form, steps))
     drawn = None if draws is None else draws.rows(len(steps.t))
-    return stepping.scan_steps(update, x, init, (rows, plan.restart, drawn), trajectory)
+    return stepping.scan_steps(update, x, init, (rows, slots, plan.restart, drawn), trajectory)
 
 
 def run_corrected(
@@ -175,22 +176,26 @@ def run_corrected(
     corrected = possible & np.concatenate([[False], asked[:-1]])
 
     def update(x: Array, history: Any, row: Any) -> Any:
-        (t, to_x, to_m, again_x, again_m, *levels), corrected = row
+        (t, to_x, to_m, again_x, again_m, *levels), slot, corrected = row
         carry, start, past = history
         denoised, carry = denoiser.step(x, t, carry)
-        values = (predicted(x, denoised.x0, levels), *past)
-        again = again_x * start + sum(again_m[j] * value for j, value in enumerate(values))
-        x = jnp.where(corrected, again, x)
-        x_s = to_x * x + sum(to_m[j] * value for j, value in enumerate(values[:order]))
+        past = stepping.remember(past, predicted(x, denoised.x0, levels), slot)
+        x = jnp.where(corrected, again_x * start + stepping.combined(again_m, past), x)
+        x_s = to_x * x + stepping.combined(to_m, past)
         if levels:
             x_s = x_s + levels[-1] * denoised.x0
-        return x_s, (carry, x, values[:order])
+        return x_s, (carry, x, past)
 
     def init(x: Array) -> Any:
-        return denoiser.init(x), x, (jnp.zeros_like(x),) * order
+        return denoiser.init(x), x, stepping.blank(x, order + 1)
 
-    rows = stepping.cast(x, steps.t, *plan[:2], *correction[:2], *levels_of(form, steps))
-    return stepping.scan_steps(update, x, init, (rows, corrected), trajectory)
+    # The correction reads one value more.
+    none = 0.0 * plan.to_m[:, :1]
+    to_m, slots = stepping.by_slot(steps, steps.xp.concatenate([plan.to_m, none], axis=-1))
+    again_m, _ = stepping.by_slot(steps, correction[1])
+    columns = (plan.to_x, to_m, correction[0], again_m, *levels_of(form, steps))
+    rows = stepping.cast(x, steps.t, *columns), slots, corrected
+    return stepping.scan_steps(update, x, init, rows, trajectory)
 
 
 def levels_of(form: str, steps: Steps) -> tuple[Any, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -58,25 +57,27 @@ def lms(
     steps = stepping.steps_of(denoiser, schedule, times)
     order = _checked(order, len(steps.t))
     levels = coordinates_of(steps, coordinates)
-    weights = stepping.cast(x, adams_weights(steps.xp, levels.u_t, levels.u_s, order))
+    weights, slots = stepping.by_slot(steps, adams_weights(steps.xp, levels.u_t, levels.u_s, order))
     ends = stepping.cast(x, steps.t, levels.c_t, levels.c_s, steps.sigma_t)
     starts, stages = np.zeros(len(steps.t), bool), None
     if corrected:
         starts = (np.arange(len(steps.t)) < order - 1) & (steps.sigma_s > 0.0)
         stages = stages_of(classical(levels, steps.xp), schedule, levels, steps.xp, x)
-    return _run(denoiser, x, order, (ends, *weights, starts, stages), trajectory)
+    return _run(
+        denoiser, x, order, (ends, *stepping.cast(x, weights), slots, starts, stages), trajectory
+    )
 
 
 def _run(denoiser: Denoiser, x: Array, order: int, rows: Any, trajectory: bool) -> Any:
     def update(x: Array, history: Any, row: Any) -> Any:
-        (t, c_t, c_s, sigma_t), weights, starts, stages = row
+        (t, c_t, c_s, sigma_t), weights, slot, starts, stages = row
         carry, slopes = history
         denoised, carry = denoiser.step(x, t, carry)
         y, slope = x / c_t, (x - c_t * denoised.x0) / sigma_t
-        slopes = jnp.concatenate([slope[None], slopes[:-1]])
+        slopes = stepping.remember(slopes, slope, slot)
 
         def multistep(carry: Any) -> Any:
-            return jnp.tensordot(weights, slopes, 1), carry
+            return stepping.combined(weights, slopes), carry
 
         def single(carry: Any) -> Any:
             return increment(denoiser, y, slope, carry, stages)
@@ -88,7 +89,7 @@ def _run(denoiser: Denoiser, x: Array, order: int, rows: Any, trajectory: bool) 
         return c_s * (y + rise), (carry, slopes)
 
     def init(x: Array) -> Any:
-        return denoiser.init(x), jnp.zeros((order, *x.shape), x.dtype)
+        return denoiser.init(x), stepping.blank(x, order)
 
     return stepping.scan_steps(update, x, init, rows, trajectory)
 

@@ -107,14 +107,14 @@ def _run(
     signal = stepping.strided(parts.schedule, signal, stride)
 
     def update(x: Array, history: Any, row: Any) -> Any:
-        (t, alpha, sigma, alpha_s, sigma_s, *move), weights, starts, plain, start_row = row
+        (t, alpha, sigma, alpha_s, sigma_s, *move), weights, slot, starts, plain, start_row = row
         carry, known = history
         denoised, carry = parts.denoiser.step(x, t, carry)
         value = parts.value(denoised, alpha, sigma)
-        known = jnp.concatenate([value[None], known[:-1]])
+        known = stepping.remember(known, value, slot)
 
         def multistep(carry: Any) -> Any:
-            x_s = _transfer(x, jnp.tensordot(weights, known, 1), *move)
+            x_s = _transfer(x, stepping.combined(weights, known), *move)
             return jnp.where(plain, alpha_s * denoised.x0 + sigma_s * denoised.eps, x_s), carry
 
         def first(carry: Any) -> Any:
@@ -124,13 +124,15 @@ def _run(
         return x, (carry, known)
 
     def init(x: Array) -> Any:
-        return parts.denoiser.init(x), jnp.zeros((4, *x.shape), x.dtype)
+        return parts.denoiser.init(x), stepping.blank(x, 4)
 
     levels = (steps.t, steps.alpha_t, steps.sigma_t, signal.alpha_s, signal.sigma_s)
+    weights, slots = stepping.by_slot(steps, parts.weights(signal))
     starts = xp.asarray(np.arange(count) < (3 if prk else int(count > 1)))
     rows = (
         stepping.cast(x, *levels, *parts.transfers(signal)),
-        *stepping.cast(x, parts.weights(signal)),
+        *stepping.cast(x, weights),
+        slots,
         starts & ~plain,
         plain,
         start_rows,

@@ -237,3 +237,31 @@ def cast(x: State | Tokens, *coefficients: Any) -> tuple[Array, ...]:
     """Coefficients as JAX arrays of the step's type."""
     dtype = compute_dtype(x)
     return tuple(jnp.asarray(c, dtype) for c in coefficients)
+
+
+def by_slot(steps: Steps, weights: Any) -> tuple[Any, np.ndarray]:
+    """Weights [steps, K] of the newest value, the one before, ... as those of the slots that
+    `remember` keeps them in, and the slot [steps] of each step's own value."""
+    count = weights.shape[-1]
+    slots = np.arange(len(weights)) % count
+    ages = (slots[:, None] - np.arange(count)) % count
+    return steps.xp.take_along_axis(weights, steps.xp.asarray(ages), axis=-1), slots
+
+
+def remember(past: tuple[Array, ...], value: Array, slot: Any) -> tuple[Array, ...]:
+    """`past` with `value` in this slot, in place of the oldest. The values stay where they are:
+    handing each one on to the next would make XLA copy them all in every step."""
+    return tuple(jnp.where(slot == j, value, old) for j, old in enumerate(past))
+
+
+def blank(x: Array, count: int) -> tuple[Array, ...]:
+    """What `remember` begins with."""
+    return (jnp.zeros_like(x),) * count
+
+
+def combined(weights: Any, values: tuple[Array, ...]) -> Array:
+    """The sum of weights[j] values[j]."""
+    total = weights[0] * values[0]
+    for j, value in enumerate(values[1:], 1):
+        total = total + weights[j] * value
+    return total
