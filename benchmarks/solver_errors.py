@@ -123,6 +123,7 @@ STOCHASTIC = [
     Case("dpmpp_sde", {"order": 2}, "dpm-solver++"),
     Case("dpmpp_sde", {"order": 3}, "dpm-solver++"),
     Case("dpmpp_sde", {"order": 3, "corrected": False}, "dpm-solver++"),
+    Case("dpmpp_sde_singlestep", {"order": 2}, "dpm-solver++"),
     Case("dpmsolver_sde", {"order": 2}, "dpm-solver"),
     Case("flow_euler", {"renewal": 1.0}, "consistency"),
     Case("lcm", {}, "consistency"),

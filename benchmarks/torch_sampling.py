@@ -1,9 +1,9 @@
 """Sampling loops of diffusers in PyTorch over the networks of `torch_twins.py`.
 
-Run by `sampling_vs_diffusers.py` with a Python that has both: reads the sizes, the scheduler's class
-and its config as one line of JSON, answers with the parameter count, then samples a batch as many
-times as each further line says and answers with the seconds that took. The loop is that of a
-diffusers pipeline, in inference mode.
+Run by `sampling_vs_diffusers.py` with a Python that has both: reads the sizes, the class of the
+scheduler and its config as one line of JSON, answers with the parameter count, then samples a batch
+as many times as each further line says and answers with the seconds that took. The loop is that of
+a diffusers pipeline, in inference mode.
 """
 
 from __future__ import annotations

@@ -170,8 +170,9 @@ def dpmpp_3s(
     divided into two and one (for 2S one and one). A step to sigma_s = 0 is always of order 1.
     `order_list` [steps] gives the order of every interval instead, such as (1, 2, 3, 1, 2, 1).
 
-    solver_type "midpoint" needs inner times at about h/3 and 2h/3 for order 3, on which the value
-    at the first has no weight; "heun" is of order 3 for any. The group from alpha_t = 0 begins anew
+    Order 3 needs the second inner time at about 2h/3, as on grids that are smooth in logsnr or t:
+    there the value at the first, whose state is of order 1, has no weight ("midpoint" leaves it out
+    anywhere); elsewhere both solver types are of order 2. The group from alpha_t = 0 begins anew
     after one step. Deterministic, key and noise unused.
 
     Raises ValueError for an unknown solver_type, a bad order_list or bad times.

@@ -36,10 +36,11 @@ def dpmpp_sde(
     D = x0 for order 1, which is DDPM with the small variance; for order 2 the D of `dpmpp_2m`, or
     with `solver_type="heun"` the exact integral of that line; for order 3, which the paper does not
     have, the exact integral of the parabola, and the first step corrected as in `dpmpp_3m`.
-    `corrected=False` is order 3 as libraries have it, with a wrong sign, in effect order 1. Not the
-    single-step method with a midpoint that some libraries call by this name. One evaluation and one
-    draw a step; uses x0, not eps. The order is that of the drift, all draws being 0. Start-up rule,
-    `lower_order_final` and `euler_at_final` as in `dpmpp_3m`.
+    `corrected=False` is order 3 as libraries have it, with a wrong sign: the drift is of order 1,
+    and what is drawn need not get better with more steps. Not the single-step method with a
+    midpoint that some libraries call by this name. One evaluation and one draw a step; uses x0, not
+    eps. The order is that of the drift, all draws being 0. Start-up rule, `lower_order_final` and
+    `euler_at_final` as in `dpmpp_3m`.
 
     Raises ValueError for another order or more than there are steps, an unknown solver_type, bad
     times, or without key and noise.

@@ -36,8 +36,9 @@ def flow_euler(
     renewal=0 is Euler's method, x_s = x_t + (s - t) v for a rectified flow (Liu et al. 2023, "Flow
     Straight and Fast"); renewal=1 draws all noise anew, the `stochastic_sampling` of libraries
     and consistency sampling; between, the noise of DDIM's equation 12 (Song et al. 2021) with a
-    share that does not depend on the step. First order for 0; a fixed renewal > 0 has no limit of
-    many steps. One evaluation and one draw a step; none on a step to sigma_s = 0.
+    share that does not depend on the step. First order for 0; a fixed renewal r > 0 does not lead
+    to the data: of a Gaussian, many steps leave (1 + sqrt(1 - r^2))/2 of the variance near
+    sigma = 0. One evaluation and one draw a step; none on a step to sigma_s = 0.
 
     Raises ConfigError for renewal outside [0, 1] or bad times, ValueError for renewal > 0 without
     key and noise.
