@@ -86,6 +86,7 @@ def test_a_resumed_run_ends_where_one_left_in_peace_does(tmp_path, process):
     assert len(preview.splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_pictures_of_tokens_with_labels_and_guidance(tmp_path):
     config = pictures()
     config.steps, config.validation.examples = 1, 0

@@ -225,7 +225,7 @@ def test_a_null_that_ends_the_table_of_classes_stays_the_null(names, rows, tmp_p
     np.testing.assert_array_equal(new, expected)
 
 
-@pytest.mark.parametrize("network", ["dit", "unet"])
+@pytest.mark.parametrize("network", ["dit", pytest.param("unet", marks=pytest.mark.slow)])
 def test_fixed_positions_and_convolutions_lose_nothing(network, tmp_path, monkeypatch):
     run = build(small(network), tmp_path / "old", monkeypatch, **RGB)
     folder = save(run, blank(run))

@@ -20,6 +20,7 @@ from diffusion_jax.diffusion import likelihood
 from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.processes import Binomial, Gaussian, LearnedKeep, with_kernels
 from diffusion_jax.diffusion.reverse_entropy import reverse_entropy_bounds
+from diffusion_jax.parallel.arrays import gather
 
 PyTree = Any
 BOUND_STREAM = 3
@@ -54,31 +55,31 @@ class BoundEvaluator:
     sequences: np.ndarray | None = None
 
     @functools.cached_property
-    def _totals(self) -> Callable[..., Any]:
+    def _bits_of(self) -> Callable[..., Any]:
         return jax.jit(self._bits)
 
     def __call__(self, params: PyTree, batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """Mean and standard error over all real examples of padded batches.
 
         Returns:
-            `bound_bits` and `bound_bits_stderr`, bits per example; the bound is on -log2 p. With
-            `per_dimension` also `bound_bits_per_dim`. For a process whose reverse entropies have
-            closed bounds, `reverse_entropy_lower_bits` and `..._upper_bits`: of all steps that end
-            in noise, summed. With `sequences` that can be enumerated also `bound_floor_bits`.
+            `bound_bits` and, of two examples or more, `bound_bits_stderr`, bits per example; the
+            bound is on -log2 p. With `per_dimension` also `bound_bits_per_dim`. For a process whose
+            reverse entropies have closed bounds, `reverse_entropy_lower_bits` and `..._upper_bits`:
+            of all steps that end in noise, summed. With `sequences` that can be enumerated also
+            `bound_floor_bits`.
         """
-        count, total, squares, dimensions = 0.0, 0.0, 0.0, 1
+        found, dimensions = [], 1
         with jax.set_mesh(self.mesh):
             for number, batch in enumerate(batches):
                 dimensions = math.prod(batch["x"].shape[1:])
-                sums = self._totals(params, batch, jnp.uint32(number))
-                count, total, squares = (
-                    a + float(b) for a, b in zip((count, total, squares), sums, strict=True)
-                )
-        mean = total / count
-        variance = max(squares / count - mean**2, 0.0)
-        result = {"bound_bits": mean, "bound_bits_stderr": math.sqrt(variance / count)}
+                bits = gather(self._bits_of(params, batch, jnp.uint32(number)))
+                found.append(bits[gather(batch["mask"])])
+        bound = likelihood.estimate(np.concatenate(found))
+        result = {"bound_bits": bound.value}
+        if bound.n > 1:
+            result["bound_bits_stderr"] = bound.standard_error
         if self.per_dimension:
-            result["bound_bits_per_dim"] = mean / dimensions
+            result["bound_bits_per_dim"] = bound.value / dimensions
         process = self.process_of(params)
         return {**result, **self._entropies(process, dimensions), **self._floor(process)}
 
@@ -99,10 +100,10 @@ class BoundEvaluator:
             for name, nats in bounds._asdict().items()
         }
 
-    def _bits(self, params: PyTree, batch: Any, number: Any) -> tuple[Any, Any, Any]:
-        x0, mask = batch["x"], batch["mask"].astype(jnp.float32)
+    def _bits(self, params: PyTree, batch: Any, number: Any) -> Any:
+        x0 = batch["x"]
         root = jax.random.fold_in(jax.random.key(self.seed), BOUND_STREAM)
-        index = number * len(mask) + jnp.arange(len(mask))
+        index = number * len(x0) + jnp.arange(len(x0))
         keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(index)
         offset = 0.0
         if self.width is not None:
@@ -113,8 +114,7 @@ class BoundEvaluator:
         denoise = self.denoiser(params, batch.get("conditioning", {}))
         process, asked = with_kernels(self.process_of(params), denoise)
         bound = likelihood.variational_bound(asked, process, self.times, x0, key=keys)
-        bits = (bound.total + offset) / math.log(2.0)
-        return jnp.sum(mask), jnp.sum(mask * bits), jnp.sum(mask * bits**2)
+        return (bound.total + offset) / math.log(2.0)
 
 
 def floor_bits(sequences: np.ndarray, process: Any, times: np.ndarray) -> float | None:

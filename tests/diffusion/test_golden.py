@@ -35,7 +35,11 @@ PREDICTIONS = {
     "flow_prediction": "velocity",
 }
 
-every_case = pytest.mark.parametrize("name", CASES)
+# Options that those of schedulers/ do not have take long; another folder's cases are all run.
+LONG = {name for name in CASES if GOLDEN == OURS and name.startswith("options/")}
+every_case = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in CASES]
+)
 
 
 def channels_last(array):

@@ -64,6 +64,7 @@ def expected_bound(logits, c=0.5):
     return total
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_finite_differences_and_descent_improves_the_bound():
     first = learned_betas(T, 1e-2).logits
     gradient = jit(jax.grad(expected_bound))

@@ -123,6 +123,7 @@ def test_estimated_bound_of_an_exact_denoiser_is_the_log_density(schedule):
     assert abs(excess.value) < 3 * excess.standard_error
 
 
+@pytest.mark.slow
 def test_every_proposal_and_spread_estimates_the_same_integral():
     schedule, x0 = schedules.linear_beta(), draw_mixture(2, 1000)
     found = {}

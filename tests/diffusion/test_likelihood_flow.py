@@ -96,7 +96,10 @@ def test_a_state_with_noise_has_the_density_of_the_noisy_data():
     np.testing.assert_allclose(actual.log_density - prior + true_prior, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2), ("rk4", 4)])
+@pytest.mark.parametrize(
+    ("method", "order"),
+    [("rk4", 4), *(pytest.param(*m, marks=pytest.mark.slow) for m in (("euler", 1), ("heun", 2)))],
+)
 def test_orders_on_a_uniform_logsnr_grid(method, order):
     schedule = schedules.cosine()
     # A mixture, so that the divergence depends on the state.
@@ -130,7 +133,7 @@ def test_orders_on_a_uniform_logsnr_grid(method, order):
 TRUTH: dict = {}
 
 
-@pytest.mark.parametrize("trace", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("trace", ["rademacher", pytest.param("gaussian", marks=pytest.mark.slow)])
 def test_hutchinson_is_unbiased(trace):
     """Of Gaussian data the way does not depend on the draws, and the estimate is linear in them."""
     schedule, count = schedules.linear_beta(), 1200

@@ -295,7 +295,11 @@ def test_a_denoiser_carries_its_state_through_all_evaluations():
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("heun", {}), ("dpmpp_sde", {}), ("ddim", {"eta": 1.0})]
+    ("name", "options"),
+    [
+        ("dpmpp_sde", {}),
+        *(pytest.param(*c, marks=pytest.mark.slow) for c in (("heun", {}), ("ddim", {"eta": 1.0}))),
+    ],
 )
 def test_a_traced_schedule_gives_the_same_and_is_differentiable(name, options):
     x, noise = start(), replay()

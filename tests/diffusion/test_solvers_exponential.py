@@ -85,7 +85,13 @@ def replay(shape):
     return lambda step, draw, shape: draws[step]
 
 
-@pytest.mark.parametrize("schedule", [schedules.cosine(), FLOW, schedules.edm()])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        FLOW,
+        *(pytest.param(s, marks=pytest.mark.slow) for s in (schedules.cosine(), schedules.edm())),
+    ],
+)
 def test_a_point_mass_is_reached_exactly_along_straight_lines(schedule):
     x, mean = jnp.asarray(RNG.normal(size=(3, 4))), 0.7
     eps = (x - schedule.alpha(1.0) * mean) / schedule.sigma(1.0)

@@ -15,6 +15,23 @@ from diffusion_jax.diffusion.processes import Gaussian
 SCHEDULE = schedules.cosine()
 TIMES = np.array([1.0, 0.8, 0.5, 0.2, 0.0])
 every_solver = pytest.mark.parametrize("name", solvers.SOLVERS)
+# One of each way to run, where all of them read the input alike; the others are slow tests.
+KINDS = {
+    "ddim",
+    "ddpm",
+    "dpmpp_2m",
+    "dpmpp_2s",
+    "lms",
+    "heun",
+    "pndm",
+    "unipc",
+    "ancestral",
+    "bdia",
+}
+solver_of_each_kind = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in KINDS else [pytest.mark.slow]) for n in solvers.SOLVERS],
+)
 
 
 X = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
@@ -31,7 +48,7 @@ def run_all(name, *denoisers, **options):
     return jit(lambda: [run(name, denoise, **options) for denoise in denoisers])()
 
 
-@every_solver
+@solver_of_each_kind
 def test_x0_of_a_function_is_broadcast_and_cast(name):
     for x0 in (0.7, jnp.arange(4), np.arange(3.0)[:, None]):
         full = jnp.asarray(np.broadcast_to(x0, (3, 4)), jnp.float32)
@@ -92,7 +109,7 @@ def test_carries_of_low_precision_states(name, dtype):
     np.testing.assert_array_equal(low, exact.astype(dtype))
 
 
-@every_solver
+@solver_of_each_kind
 def test_times_of_any_library(name):
     def half(x, t):
         return 0.5 * x

@@ -75,6 +75,7 @@ def sample(name, schedule, times, x, denoise=None, **options):
     return jax.jit(lambda x: solver(denoise, schedule, times, x, **options))(x)
 
 
+@pytest.mark.slow
 def test_orders_of_lms_pay_off():
     t, s = EDM.t_from_logsnr(np.array([-4.0, 4.0]))
     x = RNG.normal(size=20) * 10.0
@@ -223,7 +224,11 @@ def adaptive(schedule, times, x, tolerance, **options):
     return jax.jit(run)(x)
 
 
-@pytest.mark.parametrize("schedule", [COSINE, FLOW, EDM], ids=["cosine", "flow", "edm"])
+@pytest.mark.parametrize(
+    "schedule",
+    [FLOW, *(pytest.param(s, marks=pytest.mark.slow) for s in (COSINE, EDM))],
+    ids=["flow", "cosine", "edm"],
+)
 def test_adaptive_steps_keep_their_tolerance(schedule):
     x = RNG.normal(size=(4, 6)) * schedule.sigma(1.0)
     exact, counts = gaussian_map(schedule, x, 1.0, 0.1), []

@@ -79,6 +79,7 @@ PUBLISHED = [
     ("deis", {"order": 3}, 2),
     ("unipc", {"order": 3, "corrector": False}, 2),
 ]
+SOME = {"ddim", "heun", "rk4", "dpmpp_2m", "dpmpp_3m-corrected=True", "dpmpp_3s"}
 # (name, options, order) of the drift, all draws being 0.
 DRIFTS = [
     ("ddpm", {}, 1),
@@ -198,6 +199,16 @@ def test_every_solver_has_its_order_tested():
     assert tested | WITHOUT | ELSEWHERE == set(solvers.SOLVERS)
 
 
+def test_orders_of_some_on_a_mixture():
+    """A method of each kind; all are below."""
+    cases = [case for case in ODES if name_of(case) in SOME]
+    assert len(cases) == len(SOME)
+    x, denoise = np.random.default_rng(3).normal(size=20), mixture_denoiser(SCHEDULE)
+    error = errors(cases, denoise, SCHEDULE, x, exact_on_the_mixture(SCHEDULE, x))
+    check(cases, observed_orders(error))
+
+
+@pytest.mark.slow
 def test_orders_on_a_mixture():
     x = np.random.default_rng(3).normal(size=20)
     cases, denoise = [*ODES, *PUBLISHED], mixture_denoiser(SCHEDULE)
@@ -234,6 +245,7 @@ def test_orders_in_units_of_sigma(schedule):
     check(cases, observed_orders(error))
 
 
+@pytest.mark.slow
 def test_orders_of_the_drift():
     # Without its noise the reverse SDE is dz/dlambda = 2 exp(2 lambda) x0, z = x alpha/sigma^2.
     x = np.random.default_rng(3).normal(size=20)

@@ -235,7 +235,11 @@ def jax_denoiser(process):
     return denoise
 
 
-@each
+@pytest.mark.parametrize(
+    "process",
+    [pytest.param(p, marks=pytest.mark.slow) if i % 2 else p for i, p in enumerate(PROCESSES)],
+    ids=NAMES,
+)
 def test_ancestral_sampling_with_the_exact_prediction_draws_the_data(process):
     """400 steps; 20,000 draws have a standard error below .0033 in each of nine shares, and tokens
     revealed in one step move a share by less than the same."""

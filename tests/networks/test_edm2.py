@@ -155,6 +155,7 @@ def test_remat_keeps_less_for_the_backward_pass():
     assert full < dots < none
 
 
+@pytest.mark.slow
 def test_forced_normalisation_changes_the_stored_weights_and_nothing_else():
     net = functional(SMALL)
     tree = jax.tree_util.tree_map_with_path(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from quick import jit, normal
 
 from diffusion_jax.data.heartbeat import heartbeat_sequences
@@ -63,6 +64,7 @@ def test_gaussian_with_the_exact_denoiser_meets_the_sum_of_all_steps():
     assert abs(float(loss) * 3 - expected) < 4 * standard_error
 
 
+@pytest.mark.slow
 def test_a_learned_schedule_of_bits_follows_the_gradient_of_the_exact_bound():
     """The states are bits, which no gradient passes through; the bound is that of all of them,
     enumerated, by finite differences. At the exact marginals it does not depend on x0_hat."""

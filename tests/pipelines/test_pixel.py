@@ -206,7 +206,10 @@ def test_progress_counts_samples():
         ({"solver": "ddim", "solver_options": {"eta": 3.0}}, "ddim.eta=3.0"),
         ({"solver": "ddim", "solver_options": {"eta": "x"}}, "ddim.eta='x': expected a finite"),
         ({"solver": "ddpm", "solver_options": {"variance": 1}}, "ddpm.variance=1: expected a str"),
-        ({"solver": "pndm", "solver_options": {"prk": 1}}, "pndm.prk=1: expected a bool"),
+        (
+            {"solver": "pndm", "solver_options": {"corrected": 1}},
+            "pndm.corrected=1: expected a bool",
+        ),
         ({"solver": "dopri5", "solver_options": {"evaluations": True}}, "'evaluations' is unknown"),
         ({"solver": "unipc", "solver_options": {"order": 3}, "steps": 2}, "unipc.order=3 needs"),
         ({"solver_options": 3}, "solver_options=3: expected a mapping"),

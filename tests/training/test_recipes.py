@@ -273,6 +273,7 @@ def exact_loss(logsnr, spread):
     return spread**2 / (alpha2 * spread**2 + 1.0 - alpha2)
 
 
+@pytest.mark.slow
 def test_uncertainty_learns_the_logarithm_of_the_loss_in_training():
     spread, part = 0.2, Uncertainty(channels=32)
     trainer = gaussian_trainer(spread, uncertainty=part)
