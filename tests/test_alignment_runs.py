@@ -23,7 +23,7 @@ from diffusion_jax.objectives.alignment import FrozenEncoder
 from diffusion_jax.objectives.base import Context
 from diffusion_jax.parallel.mesh import make_mesh
 
-pytestmark = pytest.mark.usefixtures("quick_programs")
+pytestmark = [pytest.mark.usefixtures("quick_programs"), pytest.mark.slow]
 
 STEPS = 40
 

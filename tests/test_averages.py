@@ -182,6 +182,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_is_sampled_with_a_length_chosen_afterwards(trained, start_door, tmp_path):
     """Also by a door on one device; `sampling.ema` may name a power function average."""
     wanted = diffusion_jax.load(trained).params
@@ -205,6 +206,7 @@ def test_a_run_is_sampled_with_a_length_chosen_afterwards(trained, start_door, t
     assert np.abs(x[0] - x[2]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_length_of_a_run_without_that_one(trained):
     """Without the average of the wanted length among those it is made from."""
     config = workdir.read_config(trained)
@@ -226,6 +228,7 @@ def test_a_length_of_a_run_without_that_one(trained):
     assert far < 0.1 * moved
 
 
+@pytest.mark.slow
 def test_two_choices_at_once(trained):
     with pytest.raises(ConfigError, match=r"ema_length=0\.08: expected one"):
         diffusion_jax.load(trained, ema="short", ema_length=0.08)

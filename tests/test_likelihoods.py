@@ -113,6 +113,7 @@ def test_densities_of_points_by_all_methods_agree():
     assert -3 * above.standard_error < above.value - expected < 3.0
 
 
+@pytest.mark.slow
 def test_pixels_of_a_known_law_cost_their_entropy(run):
     """Pixels that are any of 17 values with equal chances, and their exact denoiser."""
     schedule, values = schedules.cosine(), np.linspace(-1.0, 1.0, 17).astype(np.float32)

@@ -63,6 +63,7 @@ def assert_same_bits(a, b):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_run_goes_on_from_its_save_on_any_mesh(name, tmp_path):
     config = small(**OPTIONS[name])

@@ -107,6 +107,7 @@ def test_replayed_noise_gives_the_terms_one_by_one():
     np.testing.assert_allclose(bound.total, bound.prior + bound.steps.sum(0))
 
 
+@pytest.mark.slow
 def test_one_random_step_estimates_the_whole_bound():
     process, times, count = Binomial(), time_grids.uniform(8), 60_000
     x0 = jnp.tile(jnp.array([[1.0, 0.0]]), (count, 1))

@@ -100,7 +100,11 @@ def test_exact_bound_is_the_entropy_both_ways(schedule, proposal):
     assert abs(prior + diffusion + last - unsaid - entropy) < 1e-5
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "schedule",
+    [SCHEDULES[0], *(pytest.param(s, marks=pytest.mark.slow) for s in SCHEDULES[1:])],
+    ids=lambda s: type(s).__name__,
+)
 def test_estimated_bound_of_an_exact_denoiser_is_the_log_density(schedule):
     x0 = draw_mixture(1, 1500)
     first = float(schedule.t_from_logsnr(9.0))
@@ -179,6 +183,7 @@ def test_stratified_numbers_lie_one_in_each_cell():
     np.testing.assert_allclose(gaps, 1 / 20, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_given_numbers_are_used_and_an_example_does_not_depend_on_its_batch():
     schedule, x0 = schedules.cosine(), draw_mixture(4, 6)
     u = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 6)))

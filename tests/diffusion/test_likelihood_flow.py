@@ -203,6 +203,7 @@ def narrow(x, keys):
     return norm.logpdf(x, 0.2, 0.35).sum(1)
 
 
+@pytest.mark.slow
 def test_dequantisation_bounds_a_known_law_and_more_draws_are_tighter():
     x0 = jnp.tile(jnp.asarray(CELLS[[0, 1, 2, 1]])[None], (3000, 1))
     exact = np.log(cell_law())[[0, 1, 2, 1]].sum()

@@ -90,7 +90,14 @@ def test_one_pair_of_coordinates_holds_for_all_steps(schedule, start, flow):
     np.testing.assert_allclose(actual, state, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("schedule", FROM_NOISE.values(), ids=FROM_NOISE)
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        pytest.param(s, marks=pytest.mark.slow if i else [])
+        for i, s in enumerate(FROM_NOISE.values())
+    ],
+    ids=FROM_NOISE,
+)
 def test_order_two_from_pure_noise(schedule):
     x = RNG.normal(size=20)
 

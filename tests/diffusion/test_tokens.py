@@ -29,7 +29,12 @@ WEIGHTS = np.array([0.3, 0.02, 0.05, 0.01, 0.2, 0.1, 0.02, 0.25, 0.05])
 ENTROPY = float(-(WEIGHTS * np.log(WEIGHTS)).sum())
 PROCESSES = [kind(K, keep) for kind in (Masked, Uniform) for keep in KEEPS.values()]
 NAMES = [f"{type(p).__name__}-{type(p.schedule).__name__}" for p in PROCESSES]
-each = pytest.mark.parametrize("process", PROCESSES, ids=NAMES)
+# Two of each kind are alike but for how tokens are kept: the second is a slow test.
+each = pytest.mark.parametrize(
+    "process",
+    [pytest.param(p, marks=pytest.mark.slow) if i % 2 else p for i, p in enumerate(PROCESSES)],
+    ids=NAMES,
+)
 
 
 def kernel(process, kept):
@@ -235,11 +240,7 @@ def jax_denoiser(process):
     return denoise
 
 
-@pytest.mark.parametrize(
-    "process",
-    [pytest.param(p, marks=pytest.mark.slow) if i % 2 else p for i, p in enumerate(PROCESSES)],
-    ids=NAMES,
-)
+@each
 def test_ancestral_sampling_with_the_exact_prediction_draws_the_data(process):
     """400 steps; 20,000 draws have a standard error below .0033 in each of nine shares, and tokens
     revealed in one step move a share by less than the same."""

@@ -129,6 +129,7 @@ def test_neither_layout_nor_remat_changes_a_gradient(options):
     assert_gradients_close(gradients2, gradients, 1e-4)
 
 
+@pytest.mark.slow
 def test_every_part_is_trained():
     # One block a level and no dropout: a third of the time to compile.
     options = {"blocks": 1, "dropout": 0.0}
@@ -150,6 +151,7 @@ def saved_for_backward(remat):
     return sum(leaf.size for leaf in jax.tree.leaves(kept))
 
 
+@pytest.mark.slow
 def test_remat_keeps_less_for_the_backward_pass():
     none, dots, full = map(saved_for_backward, ("none", "dots", "full"))
     assert full < dots < none

@@ -125,6 +125,7 @@ def between_levels(params):
     return mean, float(rate.std()) / mean
 
 
+@pytest.mark.slow
 def test_the_variance_falls_while_the_bound_stays():
     before = initial()
     shape = train(LEARNING, before, 250)["shape"]
@@ -159,6 +160,7 @@ def test_the_ends_follow_the_bound():
     assert metrics["logsnr_max"] == pytest.approx(float(after["ends"]["logsnr_max"]))
 
 
+@pytest.mark.slow
 def test_the_discrete_bound_trains_a_schedule_too():
     """With few steps the shape counts: the bound falls to the entropy by the schedule alone."""
 
