@@ -66,9 +66,9 @@ def test_a_resumed_run_ends_where_one_left_in_peace_does(tmp_path, process):
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     values = {k: v for row in rows(tmp_path / "whole") for k, v in row.items()}
-    # An untrained network takes all five letters for equally likely. Masked, that costs log2(5) bits
-    # each, from 16 examples at times of their own; uniform in four steps, where each example has one
-    # of them, 3.73 +- .02 (`variational_bound` of equal chances).
+    # An untrained network takes all five letters for equally likely. Masked, that costs log2(5)
+    # bits each, from 16 examples at times of their own; uniform in four steps, where each example
+    # has one of them, 3.73 +- .02 (`variational_bound` of equal chances).
     assert 0.0 < values["val/loss_ema"] < {"masked": 3.5, "uniform": 3.79}[process]
     assert values["val/bound_bits"] > 0.0
     assert values["val/bound_bits_stderr"] > 0.0
