@@ -20,6 +20,7 @@ from diffusion_jax.evaluation.likelihood import (
     LikelihoodEvaluator,
     LikelihoodOptions,
 )
+from diffusion_jax.evaluation.pixel_levels import levels_of
 from diffusion_jax.loading import load
 from diffusion_jax.parallel.arrays import global_batch
 from diffusion_jax.parallel.mesh import batch_shards, process_rows
@@ -79,6 +80,7 @@ def bits_per_dim(
         spec=pipeline.spec,
         conditions=pipeline.conditions,
         options=chosen,
+        levels=levels_of(source, chosen.levels),
         mesh=pipeline.mesh,
     )
     return evaluator(pipeline.params, _batches(source, pipeline.mesh, batch_size, num))
@@ -111,12 +113,10 @@ def _check_spec(spec: data.DataSpec, pipeline: PixelPipeline) -> None:
         )
 
 
-def _batches(
-    source: Any, mesh: Any, size: int, num: int | None
-) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+def _batches(source: Any, mesh: Any, size: int, num: int | None) -> Iterator[Mapping[str, Any]]:
     count = len(source) if num is None else min(num, len(source))
     parts = batch_shards(mesh)
     size = -(-min(size, count) // parts) * parts
     rows = process_rows(mesh, size)
     for local in data.sequential_batches(source, size, count, rows=rows):
-        yield local, global_batch(local, mesh)
+        yield global_batch(local, mesh)

@@ -15,6 +15,7 @@ from toys import one_device
 import diffusion_jax
 from diffusion_jax import builders, config_rules, frozen, workdir
 from diffusion_jax import config as configs
+from diffusion_jax.data.arrays import ArraySource
 from diffusion_jax.diffusion import processes, schedules
 from diffusion_jax.diffusion.broadcasting import expand
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
@@ -111,6 +112,30 @@ def test_densities_of_points_by_all_methods_agree():
     # Steps cost something, most of it where logsnr falls fast: near the data.
     above = diffusion_jax.bits_per_dim(pipeline, x, method="discrete", steps=200).bits_per_dim
     assert -3 * above.standard_error < above.value - expected < 3.0
+
+
+def held(spec, x):
+    labels = np.zeros(len(x), np.int32)
+    return ArraySource(spec=spec, x=x, example_ids=np.arange(len(x)), labels=labels)
+
+
+def test_the_values_of_a_pixel_are_those_of_the_data_not_of_a_batch(run):
+    """Found in the first examples of the source, whatever batch or number is asked for."""
+    spec = workdir.read_spec(run[0])
+    x = np.random.default_rng(0).integers(0, 17, (3, *spec.shape)).astype(np.float32) / 8 - 1
+    x[0] = np.sign(x[0] + 0.01)  # alone it has two values
+    found = [
+        diffusion_jax.bits_per_dim(run[0], held(spec, x), num=num, batch_size=size)
+        for num, size in ((3, 3), (3, 1), (1, 1))
+    ]
+    assert [one.levels for one in found] == [17, 17, 17]
+    np.testing.assert_allclose(found[1].bits_per_dim, found[0].bits_per_dim, rtol=1e-4)
+    # A value between them later on, of a source whose first examples have none.
+    x = np.tile(x, (30, 1, 1, 1))
+    x[80, 0, 0] += 0.01
+    with pytest.raises(ConfigError, match=r"levels=17 .found in the first 64 examples.: some"):
+        diffusion_jax.bits_per_dim(run[0], held(spec, x), batch_size=8)
+    assert diffusion_jax.bits_per_dim(run[0], held(spec, x), num=80).bits_per_dim.n == 80
 
 
 @pytest.mark.slow
@@ -225,7 +250,15 @@ def test_a_learned_schedule_stays_float32_under_bfloat16(run):
         ({"steps": 1.5}, "steps=1.5: expected a whole number"),
         ({"draws": "x"}, "draws='x': expected a whole number"),
         ({"method": "flow", "trace": "exakt"}, "trace='exakt' is unknown .did you mean 'exact'"),
-        ({"draws": 2, "method": "discrete"}, "draws=2: the method 'discrete' draws once"),
+        ({"draws": 2, "method": "discrete"}, "draws=2: not read by the method 'discrete'; leave"),
+        ({"trace": "exact"}, "trace='exact': not read by the method 'continuous'; .* 'flow'$"),
+        ({"steps": 50}, "steps=50: not read by .* choose 'discrete' or 'flow'$"),
+        ({"method": "flow", "spread": "independent"}, "spread='independent': not read"),
+        ({"method": "flow", "trace": "exact", "probes": 2}, "probes=2: an exact trace draws none"),
+        (
+            {"method": "flow", "levels": 0, "draws": 2, "steps": 2},
+            "draws=2: 'flow' draws what dequantises",
+        ),
         ({"levels": 1}, "levels=1: expected 2 or more"),
         ({"levels": 16}, "levels=16 .given.: some pixels lie between"),
         ({"first_time": 1.0}, "first_time=1.0: expected a time between 0 and 1"),

@@ -33,6 +33,7 @@ from diffusion_jax.diffusion.schedules import Learned, Table
 from diffusion_jax.diffusion.solvers.stepping import example_keys
 from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.evaluation.bound import BOUND_STREAM
+from diffusion_jax.evaluation.pixel_levels import check_grid, check_levels, off_grid
 from diffusion_jax.networks import compiler_options
 from diffusion_jax.parallel.arrays import gather
 
@@ -45,6 +46,16 @@ CLEAN_LOGSNR = 13.3
 """Where other data are, nats."""
 TERMS = ("prior", "steps", "diffusion", "reconstruction")
 """Of a bound, in the order of its sum."""
+_READ_BY = {
+    "steps": ("discrete", "flow"),
+    "draws": ("continuous", "flow"),
+    "proposal": ("continuous",),
+    "spread": ("continuous",),
+    "trace": ("flow",),
+    "probes": ("flow",),
+    "solver": ("flow",),
+}
+"""Which methods read an option that not all do."""
 NOISY_LOGSNR = -12.0
 """Where equal steps in logsnr begin for a schedule with alpha(1) = 0; one more step leads there."""
 
@@ -98,13 +109,19 @@ class LikelihoodOptions:
                 )
         if not _is_whole(self.seed) or not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed={self.seed!r}: expected a whole number, 0 <= seed < 2**32")
-        levels, first = self.levels, self.first_time
-        if levels is not None and (not _is_whole(levels) or levels < 0 or levels == 1):
-            raise ConfigError(f"levels={levels!r}: expected 2 or more, or 0 for a density")
+        check_levels(self.levels)
+        first = self.first_time
         if first is not None and not (isinstance(first, int | float) and 0.0 < first < 1.0):
             raise ConfigError(f"first_time={first!r}: expected a time between 0 and 1")
-        if self.draws > 1 and self.method == "discrete":
-            raise ConfigError(f"draws={self.draws}: the method 'discrete' draws once; expected 1")
+        for field in dataclasses.fields(self):
+            readers, value = _READ_BY.get(field.name, METHODS), getattr(self, field.name)
+            if self.method not in readers and value != field.default:
+                raise ConfigError(
+                    f"{field.name}={value!r}: not read by the method {self.method!r}; leave it, or "
+                    f"choose {' or '.join(map(repr, readers))}"
+                )
+        if self.trace == "exact" and self.probes > 1:
+            raise ConfigError(f"probes={self.probes}: an exact trace draws none; expected 1")
 
 
 def _is_whole(value: Any) -> bool:
@@ -151,6 +168,7 @@ class LikelihoodEvaluator:
         conditions: names of the conditioning that the network reads; p is given these.
         sigma_data: about the standard deviation of the data, for the proposal "gaussian".
         options: how.
+        levels: values of a pixel; 0 takes the data for a density, see `levels_of`.
         mesh: on which the batches lie.
     """
 
@@ -159,36 +177,33 @@ class LikelihoodEvaluator:
     spec: Any
     conditions: tuple[str, ...]
     options: LikelihoodOptions
+    levels: int
     mesh: Any
     sigma_data: float = 0.5
 
-    def __call__(
-        self, params: PyTree, batches: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]
-    ) -> Likelihood:
-        """Over all real examples of padded batches, each (as on the host, on the mesh).
+    def __call__(self, params: PyTree, batches: Iterable[Mapping[str, Any]]) -> Likelihood:
+        """Over all real examples of padded batches on the mesh.
 
         Raises:
             ConfigError: the method cannot do this process or these data.
         """
         process = self._host_process(params)
         found: dict[str, list[np.ndarray]] = {}
-        program, levels = None, self.options.levels
-        for number, (local, batch) in enumerate(batches):
-            if program is None:
-                levels = self._levels(np.asarray(local["x"]))
-                nats_of = functools.partial(self._nats, process, levels)
-                program = jax.jit(nats_of, compiler_options=compiler_options())
-            self._check_levels(np.asarray(local["x"]), levels or 0)
+        nats_of = functools.partial(self._nats, process)
+        program = jax.jit(nats_of, compiler_options=compiler_options())
+        for number, batch in enumerate(batches):
             with jax.set_mesh(self.mesh):
-                nats = gather(program(params, batch, jnp.uint32(number)))
+                nats, furthest = gather(program(params, batch, jnp.uint32(number)))
             real = gather(batch["mask"])
+            if self.levels:
+                check_grid(furthest[real], self.levels, self.options.levels)
             for name, values in nats.items():
                 found.setdefault(name, []).append(values[real])
         if not found:
             raise ConfigError("no examples: expected at least one")
-        return self._result({name: np.concatenate(parts) for name, parts in found.items()}, levels)
+        return self._result({name: np.concatenate(parts) for name, parts in found.items()})
 
-    def _result(self, nats: Mapping[str, np.ndarray], levels: int | None) -> Likelihood:
+    def _result(self, nats: Mapping[str, np.ndarray]) -> Likelihood:
         dimensions = math.prod(self.spec.shape)
         terms = {
             name: likelihood.bits_per_dim(likelihood.estimate(values), dimensions)
@@ -200,7 +215,7 @@ class LikelihoodEvaluator:
             bits_per_dim=whole,
             bits=whole.scaled(dimensions),
             terms=terms,
-            levels=levels or 0,
+            levels=self.levels,
             method=self.options.method,
         )
 
@@ -217,35 +232,9 @@ class LikelihoodEvaluator:
         constant = jax.tree.map(lambda a: np.asarray(a, np.float64), schedule)
         return dataclasses.replace(process, schedule=constant)
 
-    def _levels(self, x: np.ndarray) -> int:
-        """The number of values that a pixel has; 0 for other data."""
-        if self.spec.kind != "image":
-            if self.options.levels:
-                raise ConfigError(
-                    f"levels={self.options.levels}: {self.spec.kind} have no pixels; expected None"
-                )
-            return 0
-        if self.options.levels is not None:
-            return self.options.levels
-        values = np.unique(x[:64])
-        for count in range(2, 257):
-            if _on_grid(values, count, self.spec.range):
-                return count
-        raise ConfigError(
-            "levels=None: the pixels are not on 2 to 256 values in equal steps; expected their "
-            "number, or 0 for a density"
-        )
-
-    def _check_levels(self, x: np.ndarray, levels: int) -> None:
-        if levels and not _on_grid(x, levels, self.spec.range):
-            how = "found in the first batch" if self.options.levels is None else "given"
-            raise ConfigError(
-                f"levels={levels} ({how}): some pixels lie between them; expected their number, "
-                "such as 256, or 0 for a density"
-            )
-
-    def _nats(self, process: Any, levels: int, params: PyTree, batch: Any, number: Any) -> Any:
-        """-log p [batch] as `total`, and the terms of a bound."""
+    def _nats(self, process: Any, params: PyTree, batch: Any, number: Any) -> Any:
+        """-log p [batch] as `total`, and the terms of a bound; how far pixels are off their values,
+        found here so that all processes hear of it."""
         x0, options = batch["x"], self.options
         root = jax.random.fold_in(jax.random.key(options.seed), BOUND_STREAM)
         index = number * len(x0) + jnp.arange(len(x0))
@@ -257,7 +246,9 @@ class LikelihoodEvaluator:
             "discrete": self._discrete,
             "flow": self._flow,
         }[options.method]
-        return method(denoise, process, x0, keys, levels)
+        axes = tuple(range(1, x0.ndim))
+        furthest = off_grid(x0, self.levels, self.spec.range, axes) if self.levels else ()
+        return method(denoise, process, x0, keys, self.levels), furthest
 
     def _continuous(self, denoise: Denoiser, process: Any, x0: Any, keys: Any, levels: int) -> Any:
         options = self.options
@@ -280,6 +271,11 @@ class LikelihoodEvaluator:
     def _discrete(self, denoise: Denoiser, process: Any, x0: Any, keys: Any, levels: int) -> Any:
         if levels and not isinstance(process, LearnedGaussian):
             return self._discrete_pixels(denoise, process, x0, keys, levels)
+        if self.options.first_time is not None:
+            raise ConfigError(
+                f"first_time={self.options.first_time}: 'discrete' begins at 0 where the data have "
+                "no pixels or the kernels learned their last step; leave it"
+            )
         pairs = jax.vmap(jax.random.split)(keys)
         offset = 0.0
         if levels:
@@ -338,6 +334,11 @@ class LikelihoodEvaluator:
             return found + math.prod(self.spec.shape) * math.log(scale)
 
         if not levels:
+            if options.draws > 1:
+                raise ConfigError(
+                    f"draws={options.draws}: 'flow' draws what dequantises pixels, and these data "
+                    "have a density; expected 1"
+                )
             return {"total": -log_density(x0, example_keys(keys, len(x0)))}
         width = likelihood.bin_width(levels, *self.spec.range)
         log_p = likelihood.dequantised_log_probability(
@@ -364,10 +365,3 @@ class LikelihoodEvaluator:
         top = float(schedule.t_from_logsnr(NOISY_LOGSNR))
         inner = time_grids.uniform_logsnr(schedule, max(self.options.steps - 1, 1), top, first)
         return np.concatenate([[1.0], inner])
-
-
-def _on_grid(x: np.ndarray, count: int, ends: tuple[float, float]) -> bool:
-    """Whether all values are among `count` in equal steps between the ends."""
-    steps = (np.asarray(x, np.float64) - ends[0]) / (ends[1] - ends[0]) * (count - 1)
-    inside = (steps > -1e-3) & (steps < count - 1 + 1e-3)
-    return bool((inside & (np.abs(steps - np.rint(steps)) < 1e-3)).all())
