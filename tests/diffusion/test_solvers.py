@@ -297,6 +297,7 @@ def test_a_denoiser_carries_its_state_through_all_evaluations():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
+        ("dpmpp_2m", {}),  # and two values against slots of them
         ("dpmpp_sde", {}),
         *(pytest.param(*c, marks=pytest.mark.slow) for c in (("heun", {}), ("ddim", {"eta": 1.0}))),
     ],

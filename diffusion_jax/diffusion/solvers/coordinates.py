@@ -30,7 +30,8 @@ class Inner(NamedTuple):
 
     t: Any
     c: Any
-    sigma: Any
+    to_slope: Any
+    """1/sigma; 1 where sigma is 0."""
 
 
 class Coordinates(NamedTuple):
@@ -43,6 +44,11 @@ class Coordinates(NamedTuple):
     u_t: Any
     u_s: Any
 
+    def ends(self, steps: Steps) -> tuple[Any, Any, Any, Any]:
+        """c at t and at s, 1/c_t and 1/sigma_t, each [steps]: on a CPU a division an element takes
+        longer than all else that a step does."""
+        return self.c_t, self.c_s, 1.0 / self.c_t, 1.0 / steps.sigma_t
+
     def inner(self, schedule: Schedule, xp: Any, u: Any) -> Inner:
         """The levels at u, [steps]; those with u = 0 are at t = 0 and never evaluated."""
         positive = u > 0.0
@@ -52,7 +58,8 @@ class Coordinates(NamedTuple):
         t = xp.where(positive, schedule.t_from_logsnr(-2.0 * xp.log(ratio)), 0.0)
         alpha: Any = schedule.alpha(t)
         sigma: Any = schedule.sigma(t)
-        return Inner(t, alpha + xp.where(self.flow, sigma, 0.0), xp.where(positive, sigma, 1.0))
+        to_slope = 1.0 / xp.where(positive, sigma, 1.0)
+        return Inner(t, alpha + xp.where(self.flow, sigma, 0.0), to_slope)
 
 
 def coordinates_of(steps: Steps, name: str | None) -> Coordinates:

@@ -13,7 +13,7 @@ from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.coordinates import coordinates_of
-from diffusion_jax.diffusion.solvers.stages import classical, increment, stages_of
+from diffusion_jax.diffusion.solvers.stages import advance, classical, stages_of
 from diffusion_jax.diffusion.solvers.stepping import Denoise, Noise, Result, Start
 from diffusion_jax.errors import ConfigError
 
@@ -58,7 +58,7 @@ def lms(
     order = _checked(order, len(steps.t))
     levels = coordinates_of(steps, coordinates)
     weights, slots = stepping.by_slot(steps, adams_weights(steps.xp, levels.u_t, levels.u_s, order))
-    ends = stepping.cast(x, steps.t, levels.c_t, levels.c_s, steps.sigma_t)
+    ends = stepping.cast(x, steps.t, *levels.ends(steps))
     starts, stages = np.zeros(len(steps.t), bool), None
     if corrected:
         starts = (np.arange(len(steps.t)) < order - 1) & (steps.sigma_s > 0.0)
@@ -70,23 +70,23 @@ def lms(
 
 def _run(denoiser: Denoiser, x: Array, order: int, rows: Any, trajectory: bool) -> Any:
     def update(x: Array, history: Any, row: Any) -> Any:
-        (t, c_t, c_s, sigma_t), weights, slot, starts, stages = row
+        (t, c_t, c_s, to_y, to_slope), weights, slot, starts, stages = row
         carry, slopes = history
         denoised, carry = denoiser.step(x, t, carry)
-        y, slope = x / c_t, (x - c_t * denoised.x0) / sigma_t
+        y, slope = to_y * x, to_slope * (x - c_t * denoised.x0)
         slopes = stepping.remember(slopes, slope, slot)
 
         def multistep(carry: Any) -> Any:
-            return stepping.combined(weights, slopes), carry
+            return y + stepping.combined(weights, slopes), carry
 
         def single(carry: Any) -> Any:
-            return increment(denoiser, y, slope, carry, stages)
+            return advance(denoiser, y, slope, carry, stages)
 
         if stages is None:
-            rise, carry = multistep(carry)
+            y_s, carry = multistep(carry)
         else:
-            rise, carry = jax.lax.cond(starts, single, multistep, carry)
-        return c_s * (y + rise), (carry, slopes)
+            y_s, carry = jax.lax.cond(starts, single, multistep, carry)
+        return c_s * y_s, (carry, slopes)
 
     def init(x: Array) -> Any:
         return denoiser.init(x), stepping.blank(x, order)

@@ -21,7 +21,7 @@ from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.coordinates import Coordinates, coordinates_of, levels_of
 from diffusion_jax.diffusion.solvers.euler import euler_coefficients
 from diffusion_jax.diffusion.solvers.noising import Noising, churned, lowered, quiet
-from diffusion_jax.diffusion.solvers.stages import Method, classical, increment, stages_of
+from diffusion_jax.diffusion.solvers.stages import Method, advance, classical, stages_of
 from diffusion_jax.diffusion.solvers.stepping import Denoise, Draws, Noise, Result, Start
 
 
@@ -176,20 +176,20 @@ def _integrate(
     stages = stages_of(choose(levels, steps.xp), schedule, levels, steps.xp, x)
 
     def update(x: Array, carry: Any, row: Any) -> Any:
-        (t, c_t, c_s, sigma_t, to_x, to_x0), inner, whole = row
+        (t, c_t, c_s, to_y, to_slope, to_x, to_x0), inner, whole = row
         first, carry = denoiser.step(x, t, carry)
 
         def all_stages(carry: Any) -> Any:
-            y, slope = x / c_t, (x - c_t * first.x0) / sigma_t
-            rise, carry = increment(denoiser, y, slope, carry, inner)
-            return c_s * (y + rise), carry
+            y, slope = to_y * x, to_slope * (x - c_t * first.x0)
+            y_s, carry = advance(denoiser, y, slope, carry, inner)
+            return c_s * y_s, carry
 
         def euler_step(carry: Any) -> Any:
             return to_x * x + to_x0 * first.x0, carry
 
         return jax.lax.cond(whole, all_stages, euler_step, carry)
 
-    ends = (steps.t, levels.c_t, levels.c_s, steps.sigma_t, *euler_coefficients(steps))
+    ends = (steps.t, *levels.ends(steps), *euler_coefficients(steps))
     rows = (stepping.cast(x, *ends), stages, steps.sigma_s > 0.0)
     noisy, noise_rows = noising.around(update, x, draws)
     return stepping.scan_steps(noisy, x, denoiser.init, (rows, noise_rows), trajectory)
