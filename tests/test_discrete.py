@@ -70,8 +70,11 @@ def test_a_resumed_run_ends_where_one_left_in_peace_does(tmp_path, process):
     # bits each, from 16 examples at times of their own; uniform in four steps, where each example
     # has one of them, 3.73 +- .02 (`variational_bound` of equal chances).
     assert 0.0 < values["val/loss_ema"] < {"masked": 3.5, "uniform": 3.79}[process]
-    assert values["val/bound_bits"] > 0.0
-    assert values["val/bound_bits_stderr"] > 0.0
+    # The four steps of training take off a little.
+    equal = 6 * {"masked": np.log2(5), "uniform": 3.73}[process]
+    assert 0.0 < values["val/bound_bits_stderr"] < 0.1 * equal
+    error = 3 * values["val/bound_bits_stderr"]
+    assert 0.95 * equal - error < values["val/bound_bits"] < equal + error
 
     pipeline = diffusion_jax.load(tmp_path / "parts")
     samples = pipeline.sample(5, seed=3, batch_size=5)

@@ -292,12 +292,29 @@ class Program:
     """Options that shape a compiled program, hashable; the value of the guidance does not."""
 
     def __init__(self, options: SamplingOptions) -> None:
+        # The functions among them are told apart by what they are: held here, they stay that.
         self.options = options
         fixed = dataclasses.replace(options, guidance=1.0, batch_size=1)
-        self._identity = (repr(fixed), options.guidance != 1.0)
+        self._identity = (_key(vars(fixed)), options.guidance != 1.0)
 
     def __hash__(self) -> int:
         return hash(self._identity)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Program) and self._identity == other._identity
+
+
+def _key(value: Any) -> Any:
+    """A hashable stand-in that differs where the value does; texts of arrays and functions are cut
+    short or alike where these are not."""
+    if isinstance(value, Mapping):
+        return tuple((name, _key(one)) for name, one in sorted(value.items()))
+    if isinstance(value, list | tuple):
+        return tuple(map(_key, value))
+    if hasattr(value, "shape"):
+        array = np.asarray(value)
+        return array.shape, array.dtype.str, array.tobytes()
+    if callable(value):
+        # A method is another object each time that it is asked for.
+        return id(getattr(value, "__func__", value)), id(getattr(value, "__self__", None))
+    return repr(value)

@@ -7,6 +7,7 @@ denoisers show what was combined, and with which weights.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 
@@ -145,6 +146,21 @@ def test_log_probability_shifts_by_its_gradient():
     assert_means(limited, MEANS)
     with pytest.raises(ConfigError, match=r"log_probability leaves x0 open at times\[0\]=1"):
         make().sample(2, **options)
+
+
+def test_functions_that_look_alike_are_told_apart():
+    """The text of a large array leaves out its middle."""
+    pipeline = make(times=lambda steps: time_grids.uniform(steps, 0.6))
+    shift = float(SCHEDULE.sigma(0.6) ** 2 / SCHEDULE.alpha(0.6))
+
+    def along(weights, x, t):
+        return x.sum(-1) * weights[2000]
+
+    for g in (0.3, -0.7):
+        weights = np.zeros(4000, np.float32)
+        weights[2000] = g
+        guide = functools.partial(along, weights)
+        assert_means(pipeline.sample(3, log_probability=guide), MEANS + shift * g)
 
 
 BY = "guidance_by"
