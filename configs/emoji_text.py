@@ -7,7 +7,7 @@
 DIR holds pictures and a `metadata.jsonl` with a line {"file_name": ..., "text": ...} for each.
 
 On 3,225 emoji, two cores of an AMD EPYC that other programs shared took 1 h 30 min (November 2026);
-`val/loss_ema` ended at 0.094. Samples for captions that were held out are in docs/images/emoji.png,
+`val/loss_ema` ended at 0.088. Samples for captions that were held out are in docs/images/emoji.png,
 drawn by `benchmarks/caption_grid.py`: they have the kind, the colours and the skin tone that is
 asked for, and not yet the finer things.
 """
