@@ -71,7 +71,7 @@ def bits_per_dim(
             raise ConfigError(f"ema={ema!r}: a loaded model has its weights; leave it")
         pipeline = model
     else:
-        pipeline = load(model, ema=ema)
+        pipeline = load(model, ema=ema, weak="")
     _check_spec(source.spec, pipeline)
     evaluator = LikelihoodEvaluator(
         denoiser=pipeline.denoiser,
