@@ -165,6 +165,12 @@ GAUSSIAN, BOUND = "process.gaussian", "objective.variational"
         (
             "swiss_roll",
             POINTS,
+            {f"{BOUND}.num_steps": 1},
+            r"num_steps=1: learned betas .* expected at least 2",
+        ),
+        (
+            "swiss_roll",
+            POINTS,
             {f"{GAUSSIAN}.schedule.betas.begin": "even"},
             r"config\.process\.gaussian\.schedule\.betas: begin='even' is unknown",
         ),
