@@ -27,7 +27,7 @@ def changed(config, **changes):
     return config
 
 
-def shipped(name: str, variant: str):
+def shipped(name: str, variant: str = ""):
     """The config `configs/<name>.py:<variant>`."""
     file = Path(__file__).parents[2] / "configs" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, file)
