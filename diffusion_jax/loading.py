@@ -47,8 +47,8 @@ def load(
         weak: workdir of the weaker model of autoguidance, trained on the same data by the same
             process; None takes the one of the config, "" none. It may be `path` itself.
         weak_ema: its average; "" takes the raw weights.
-        weak_step: its step, one that was kept. Without `weak`, both are of the workdir that the
-            config names for it, or else of `path`.
+        weak_step: its step, one that was kept. Without `weak`, both go over those of the weaker
+            model that the config names, or are of `path` where it names none.
 
     Raises:
         ConfigError: no workdir there, nothing to restore in it, or no such average; a weaker model
@@ -134,8 +134,7 @@ def _asked(
             return None
         name, value = next(iter(given.items()))
         raise ConfigError(f"weak_{name}={value!r}: weak='' leaves out the weaker model; leave one")
-    by = config.sampling.guidance_by
-    if weak is None and (not given or (by.name == "autoguidance" and by.autoguidance.workdir)):
+    if weak is None and (not given or _is_named(config)):
         found = _of_config(config, own)
         if found is None:
             return None
@@ -150,14 +149,21 @@ def _asked(
     )
 
 
+def _is_named(config: Config) -> bool:
+    """Whether the config says which weaker model there is."""
+    by = config.sampling.guidance_by
+    chosen = by.autoguidance
+    some = bool(chosen.workdir) or chosen.step is not None or chosen.ema is not None
+    return by.name == "autoguidance" and some
+
+
 def _of_config(config: Config, own: str | Path | None) -> _Asked | None:
     """The weaker model that the config names; `own`: the workdir of its run, if another step or
     average of that may be it."""
     if config.sampling.guidance_by.name != "autoguidance":
         return None
     chosen = config.sampling.guidance_by.autoguidance
-    alone = not chosen.workdir and chosen.step is None and chosen.ema is None
-    if alone or (own is None and not chosen.workdir):
+    if not _is_named(config) or (own is None and not chosen.workdir):
         raise ConfigError(
             f"{FIELD}.workdir='': expected the workdir of a weaker model"
             + (", or a step or ema of this run" if own is not None else " that is trained already")
@@ -191,8 +197,11 @@ def _named_as(asked: _Asked) -> Iterator[None]:
         yield
     except ConfigError as error:
         field, _, rest = str(error).partition("=")
-        if field in ("ema", "step"):  # the error lists those that there are
-            raise ConfigError(f"{asked.names[field]}={rest}") from error
+        if field in ("ema", "step"):
+            name = asked.names[field]
+            # The error lists those that there are; those of a config may all be of no use.
+            more = f"; {asked.remedy}" if name.startswith("config.") else ""
+            raise ConfigError(f"{name}={rest}{more}") from error
         shown = f"={rest}" if field == "workdir" else f"={str(asked.path)!r}: {error}"
         raise ConfigError(f"{asked.names['workdir']}{shown}; {asked.remedy}") from error
 

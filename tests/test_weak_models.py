@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shutil
 
@@ -56,12 +57,20 @@ def same(a, b):
     return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
 
 
-def test_a_step_or_an_average_alone_is_of_the_weaker_model_that_the_config_names(runs):
-    strong, weak = runs / "strong", runs / "weak"
+def test_a_step_or_an_average_alone_is_of_the_weaker_model_that_the_config_names(runs, tmp_path):
+    strong, weak, own_step = runs / "strong", runs / "weak", tmp_path / "own"
+    shutil.copytree(weak, own_step)
+    described = json.loads((own_step / "config.json").read_text())
+    by = described["config"]["sampling"]["guidance_by"]
+    by["name"], by["autoguidance"]["step"] = "autoguidance", 1
+    (own_step / "config.json").write_text(json.dumps(described))
     for choice in ({"weak_step": 1}, {"weak_ema": ""}):
         expected = diffusion_jax.load(strong, weak=weak, **choice).weak.params
         assert same(diffusion_jax.load(strong, **choice).weak.params, expected)
         assert not same(diffusion_jax.load(strong).weak.params, expected)
+    # One that the config names by its step alone: the average goes over the config's.
+    expected = diffusion_jax.load(weak, weak=weak, weak_step=1, weak_ema="").weak.params
+    assert same(diffusion_jax.load(own_step, weak_ema="").weak.params, expected)
     # A config that names none: of the run itself.
     raw = diffusion_jax.load(weak, ema="").params
     assert same(diffusion_jax.load(weak, weak_ema="").weak.params, raw)
@@ -109,7 +118,9 @@ def test_errors_of_the_weaker_model_name_its_arguments(runs, arguments, words, m
 def test_errors_of_the_weaker_model_name_the_fields_of_the_config(runs, choice, words, tmp_path):
     config = guided_by(runs / "weak")
     config.sampling.guidance_by.autoguidance.update(choice)
-    with pytest.raises(ConfigError, match=f"^{re.escape(FIELD)}.{words}") as raised:
+    with pytest.raises(
+        ConfigError, match=f"^{re.escape(FIELD)}.{words}.*; name another, or"
+    ) as raised:
         api.Run.build(config, tmp_path / "run")
     assert "\n" not in str(raised.value)
 
