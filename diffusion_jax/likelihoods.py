@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from diffusion_jax import builders, data, workdir
-from diffusion_jax.data.arrays import ArraySource
 from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.evaluation.likelihood import (
     Likelihood,
@@ -21,6 +21,7 @@ from diffusion_jax.evaluation.likelihood import (
     LikelihoodOptions,
 )
 from diffusion_jax.evaluation.pixel_levels import levels_of
+from diffusion_jax.examples import as_source
 from diffusion_jax.loading import load
 from diffusion_jax.parallel.arrays import global_batch
 from diffusion_jax.parallel.mesh import batch_shards, process_rows
@@ -28,12 +29,14 @@ from diffusion_jax.pipelines.options import whole
 from diffusion_jax.pipelines.pixel import PixelPipeline
 
 SPLITS = ("train", "validation")
+Examples = data.Source | np.ndarray | jax.Array | Sequence[Any]
 
 
 def bits_per_dim(
     model: str | Path | PixelPipeline,
-    examples: data.Source | np.ndarray | None = None,
+    examples: Examples | None = None,
     *,
+    conditioning: Mapping[str, Any] | None = None,
     num: int | None = None,
     split: str = "validation",
     batch_size: int = 64,
@@ -46,8 +49,10 @@ def bits_per_dim(
 
     Args:
         model: a workdir, or what `load` returns.
-        examples: a source, or an array [n, ...] of values as the model was trained on; None takes
-            the data of the workdir.
+        examples: a source, or an array [n, ...] of values as the model was trained on (images in
+            -1 to 1, bits 0 or 1, whole numbers for tokens); None takes the data of the workdir.
+        conditioning: of an array, for each condition that the model reads the values of all n:
+            label, numbers or names of classes; text, captions; scalar, rows of numbers.
         num: how many, from the first; None for all.
         split: of the workdir's data: "validation" or "train".
         batch_size: changes nothing but speed and memory, but for the spread "batch".
@@ -56,7 +61,8 @@ def bits_per_dim(
 
     Raises:
         ConfigError: no such workdir, an unknown option or a value out of range, a method that
-            cannot do this process, examples of another shape.
+            cannot do this process, examples of another shape or out of their range, or without
+            what the model reads beside them.
         DataError: the data cannot be read.
     """
     known = inspect.signature(LikelihoodOptions).parameters
@@ -64,16 +70,14 @@ def bits_per_dim(
         if name not in known:
             raise ConfigError(unknown_name("option", name, known))
     chosen = LikelihoodOptions(**options)
+    if split not in SPLITS:
+        raise ConfigError(unknown_name("split", split, SPLITS))
     num = None if num is None else whole("num", num, low=1)
     batch_size = whole("batch_size", batch_size, low=1)
-    source = _source(model, examples, split)
-    if isinstance(model, PixelPipeline):
-        if ema is not None:
-            raise ConfigError(f"ema={ema!r}: a loaded model has its weights; leave it")
-        pipeline = model
-    else:
-        pipeline = load(model, ema=ema)
-    _check_spec(source.spec, pipeline)
+    pipeline = _loaded(model, ema)
+    if examples is None:
+        examples = _own(model, split)
+    source = as_source(examples, conditioning, pipeline)
     evaluator = LikelihoodEvaluator(
         denoiser=pipeline.denoiser,
         process_of=pipeline.process_of or (lambda params: pipeline.process),
@@ -83,40 +87,34 @@ def bits_per_dim(
         levels=levels_of(source, chosen.levels),
         mesh=pipeline.mesh,
     )
-    return evaluator(pipeline.params, _batches(source, pipeline.mesh, batch_size, num))
+    return evaluator(pipeline.params, _batches(source, pipeline, batch_size, num))
 
 
-def _source(model: Any, examples: Any, split: str) -> Any:
-    if split not in SPLITS:
-        raise ConfigError(unknown_name("split", split, SPLITS))
-    if examples is None:
-        if isinstance(model, PixelPipeline):
-            raise ConfigError("examples=None: a loaded model does not know its data; give some")
-        return builders.source(workdir.read_config(model), split)
-    if not isinstance(examples, np.ndarray):
-        return examples
-    spec = model.spec if isinstance(model, PixelPipeline) else workdir.read_spec(model)
-    if examples.shape[1:] != spec.shape:
-        raise ConfigError(
-            f"examples has shape {examples.shape}; expected [n, {', '.join(map(str, spec.shape))}]"
-        )
-    x = examples if spec.kind == "tokens" else examples.astype(np.float32)
-    return ArraySource(spec=spec, x=x, example_ids=np.arange(len(x), dtype=np.int64))
+def _loaded(model: str | Path | PixelPipeline, ema: str | None) -> PixelPipeline:
+    if not isinstance(model, PixelPipeline):
+        # Nothing is sampled: a weaker model of autoguidance may be gone.
+        return load(model, ema=ema, weak="")
+    if ema is not None:
+        raise ConfigError(f"ema={ema!r}: a loaded model has its weights; leave it")
+    return model
 
 
-def _check_spec(spec: data.DataSpec, pipeline: PixelPipeline) -> None:
-    own = pipeline.spec
-    if (spec.shape, spec.kind) != (own.shape, own.kind):
-        raise ConfigError(
-            f"examples are {spec.kind} of shape {spec.shape}; the model's are {own.kind} of "
-            f"{own.shape}"
-        )
+def _own(model: str | Path | PixelPipeline, split: str) -> data.Source:
+    """The data of a workdir."""
+    if isinstance(model, PixelPipeline):
+        raise ConfigError("examples=None: a loaded model does not know its data; give some")
+    return builders.source(workdir.read_config(model), split)
 
 
-def _batches(source: Any, mesh: Any, size: int, num: int | None) -> Iterator[Mapping[str, Any]]:
+def _batches(
+    source: Any, pipeline: PixelPipeline, size: int, num: int | None
+) -> Iterator[Mapping[str, Any]]:
     count = len(source) if num is None else min(num, len(source))
-    parts = batch_shards(mesh)
+    parts = batch_shards(pipeline.mesh)
     size = -(-min(size, count) // parts) * parts
-    rows = process_rows(mesh, size)
+    rows = process_rows(pipeline.mesh, size)
     for local in data.sequential_batches(source, size, count, rows=rows):
-        yield global_batch(local, mesh)
+        for name in pipeline.conditions:
+            if name not in local["conditioning"]:
+                raise ConfigError(f"examples have no {name}, which the model reads; expected some")
+        yield global_batch(local, pipeline.mesh)

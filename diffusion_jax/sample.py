@@ -29,6 +29,7 @@ def run() -> None:
     folder = output.prepare(out) if main else Path(out)
     arguments = sample_flags.sample_arguments()
     pipeline = api.load(source, note=doors.note, **sample_flags.load_arguments())
+    sample_flags.check_weak(pipeline.defaults)
     samples = pipeline.sample(
         num, progress=lambda done: doors.note(f"{done}/{num} samples"), **arguments
     )

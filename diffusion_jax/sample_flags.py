@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
 from diffusion_jax import doors
+from diffusion_jax.errors import ConfigError
 
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a trained run.")
 OUT = flags.DEFINE_string("out", "", "Folder to write to.")
 NUM = flags.DEFINE_integer("num", 64, "Number of samples.")
 LABELS = flags.DEFINE_string(
-    "labels", "", "Classes by number or name, such as 3,7 or cat,dog; cycled up to --num."
+    "labels",
+    "",
+    "Classes by number or name, such as 3,7 or cat,dog; cycled up to --num. Names with a comma can "
+    "be given in Python alone.",
 )
 PROMPT = flags.DEFINE_multi_string("prompt", [], "A caption; may be given several times.")
 SCALARS = flags.DEFINE_multi_string(
@@ -24,12 +30,20 @@ NEGATIVE_LABELS = flags.DEFINE_string(
 NEGATIVE_PROMPT = flags.DEFINE_multi_string(
     "negative_prompt", [], "A caption that guidance turns away from."
 )
+NEGATIVE_SCALARS = flags.DEFINE_multi_string(
+    "negative_scalars", [], "Numbers that guidance turns away from, such as 1.5,20."
+)
 ALSO_LABELS = flags.DEFINE_string("also_labels", "", "Further classes of all samples, such as 3,7.")
 ALSO_PROMPT = flags.DEFINE_multi_string(
     "also_prompt", [], "A further caption of all samples; may be given several times."
 )
+ALSO_SCALARS = flags.DEFINE_multi_string(
+    "also_scalars",
+    [],
+    "Further numbers of all samples, such as 1.5,20; may be given several times.",
+)
 ALSO_GUIDANCE = flags.DEFINE_string(
-    "also_guidance", "", "Weights of the further classes or captions, such as 2,-1."
+    "also_guidance", "", "Weights of the further classes, captions or numbers, such as 2,-1."
 )
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight; 1 is the conditional model.")
 SOLVER = flags.DEFINE_string("solver", None, "Solver, such as ddim or dpmpp_2m.")
@@ -79,15 +93,16 @@ def sample_arguments() -> dict[str, Any]:
     Raises:
         ConfigError: a flag that cannot be read.
     """
-    rows = [doors.numbers("scalars", row, float, "1.5,20") or [] for row in SCALARS.value]
     return {
         "labels": _labels(LABELS.value),
         "prompts": PROMPT.value,
-        "scalars": rows or None,
+        "scalars": _rows("scalars", SCALARS.value),
         "negative_labels": _labels(NEGATIVE_LABELS.value),
         "negative_prompts": NEGATIVE_PROMPT.value,
+        "negative_scalars": _rows("negative_scalars", NEGATIVE_SCALARS.value),
         "also_labels": _labels(ALSO_LABELS.value),
         "also_prompts": ALSO_PROMPT.value,
+        "also_scalars": _rows("also_scalars", ALSO_SCALARS.value),
         "also_guidance": doors.numbers("also_guidance", ALSO_GUIDANCE.value, float, "2,-1"),
         "seed": SEED.value,
         "guidance": GUIDANCE.value,
@@ -106,10 +121,36 @@ def sample_arguments() -> dict[str, Any]:
     }
 
 
+def check_weak(defaults: Any) -> None:
+    """Refuses a weaker model that samples would not be guided by.
+
+    Args:
+        defaults: the options of the pipeline, which the flags go over.
+
+    Raises:
+        ConfigError: one is given, but another kind of guidance, or none.
+    """
+    given = {"weak": WEAK.value or None, "weak_ema": WEAK_EMA.value, "weak_step": WEAK_STEP.value}
+    by = GUIDANCE_BY.value or defaults.guidance_by
+    unguided = GUIDANCE.value is None and defaults.guidance == 1.0
+    for name, value in given.items():
+        if value is not None and (by != "autoguidance" or unguided):
+            wanted = "--guidance above 1" if by == "autoguidance" else "--guidance_by=autoguidance"
+            raise ConfigError(f"--{name}={value!r} has no effect: expected {wanted} with it")
+
+
+def _rows(flag: str, given: Sequence[str]) -> list[list[float]] | None:
+    """Rows of numbers, each given as a comma-separated list; None for no row."""
+    return [doors.numbers(flag, row, float, "1.5,20") or [] for row in given] or None
+
+
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+
+
 def _labels(text: str) -> list[int | str] | None:
     """A comma-separated list, whole numbers as such and the rest as names; None for an empty one.
 
     What is both a number and the name of a class is the number.
     """
     parts = [part.strip() for part in text.split(",")] if text else []
-    return [int(part) if part.lstrip("-").isdecimal() else part for part in parts] or None
+    return [int(part) if _NUMBER.fullmatch(part) else part for part in parts] or None

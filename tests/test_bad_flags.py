@@ -104,6 +104,9 @@ def test_a_field_is_unknown_or_not_by_the_config_that_was_loaded(start_door, tmp
 
 def test_labels_are_numbers_and_names():
     assert sample_flags._labels("3, cat,-1,10th") == [3, "cat", -1, "10th"]
+    # What is no whole number is a name, which no class has.
+    for text in ("--5", "-", "+5", "1.5", "\N{SUPERSCRIPT TWO}", "9" * 5000):
+        assert sample_flags._labels(text) == [text]
     assert sample_flags._labels("") is None
 
 
@@ -113,6 +116,24 @@ def test_mistakes_at_the_sampling_door(start_door, moons_run, tmp_path):
         ([f"--workdir={tmp_path}/none", f"--out={tmp_path}/none/out"], ["/none does not exist"]),
         ([f"--workdir={moons_run}", out, "--labels=0,7"], ["labels=7", "0..1"]),
         ([f"--workdir={moons_run}", out, "--labels=zero"], ["labels='zero'", "no names", "0..1"]),
+        ([f"--workdir={moons_run}", out, "--labels=--5"], ["labels='--5'", "no names", "0..1"]),
+        (
+            [f"--workdir={moons_run}", out, "--negative_scalars=2", "--guidance=2"],
+            ["negative_scalars=[[2.0]]", "not conditioned by scalar"],
+        ),
+        (
+            [f"--workdir={moons_run}", out, "--also_scalars=1,3", "--also_scalars=4,5"],
+            ["also_scalars=[[1.0, 3.0]]", "not conditioned by scalar"],
+        ),
+        ([f"--workdir={moons_run}", out, "--also_scalars=x"], ["--also_scalars='x'", "numbers"]),
+        (
+            [f"--workdir={moons_run}", out, f"--weak={moons_run}", "--guidance=2"],
+            [f"--weak='{moons_run}' has no effect", "expected --guidance_by=autoguidance with it"],
+        ),
+        (
+            [f"--workdir={moons_run}", out, "--weak_ema=", "--guidance_by=autoguidance"],
+            ["--weak_ema='' has no effect", "expected --guidance above 1"],
+        ),
         ([f"--workdir={moons_run}", out, "--solver=heunn"], ["solver='heunn'", "'heun'"]),
         ([f"--workdir={moons_run}", out, "--stepps=1"], ["--stepps is no flag"]),
         ([f"--workdir={moons_run}", f"--out={__file__}/x"], ["cannot be written"]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import inspect
 import io
 import json
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
-from toys import moons
+from toys import moons, shipped
 
 from diffusion_jax import api, builders, config_flag, config_rules, data, workdir
 from diffusion_jax import config as configs
@@ -28,13 +27,6 @@ pytestmark = pytest.mark.usefixtures("quick_programs")
 
 FOLDER = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
-
-
-def get_config(name: str, variant: str = ""):
-    spec = importlib.util.spec_from_file_location(f"configs_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
 
 
 def test_defaults_are_valid_and_locked():
@@ -50,7 +42,7 @@ def test_defaults_are_valid_and_locked():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_json_round_trip(name):
-    config = get_config(name)
+    config = shipped(name)
     config.checkpoint.keep_every = 7
     with config.ema.decays.unlocked():
         config.ema.decays.long = 0.9999
@@ -63,7 +55,7 @@ def test_json_round_trip(name):
 
 
 def test_a_field_that_is_new_takes_its_default():
-    values = configs.to_json(get_config("digits"))
+    values = configs.to_json(shipped("digits"))
     del values["guard"]
     del values["sampling"]["num"]
     back = configs.from_json(values)
@@ -90,7 +82,7 @@ def test_what_may_change_and_what_may_not():
         assert configs.may_change(path), path
     for path in ("seed", "network.name", "optimizer.learning_rate", "data.name", "ema.decays.x"):
         assert not configs.may_change(path), path
-    old, new = get_config("digits"), get_config("digits")
+    old, new = shipped("digits"), shipped("digits")
     new.steps, new.mesh.fsdp = 5, 2
     new.network.dit.depth = 3  # of a branch that is not read
     configs.check_resume(old, new, "here")
@@ -180,12 +172,12 @@ def test_every_path_that_may_change_exists():
 
 def test_an_unknown_variant_lists_the_known():
     with pytest.raises(ConfigError, match=r"'smok' is unknown \(did you mean 'smoke'\?\)"):
-        get_config("digits", "smok")
+        shipped("digits", "smok")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_full_size_validates(name):
-    config_rules.validate(get_config(name))
+    config_rules.validate(shipped(name))
 
 
 def commands_of_the_readme() -> list[list[str]]:

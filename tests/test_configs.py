@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from quick import jit
+from toys import shipped
 
 from diffusion_jax import api, builders, config_rules
 from diffusion_jax.data import DataSpec
@@ -54,16 +54,9 @@ SPECS = {
 }
 
 
-def get_config(name: str, variant: str = ""):
-    spec = importlib.util.spec_from_file_location(f"configs_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_builds_at_full_size(name):
-    config = get_config(name)
+    config = shipped(name)
     config_rules.validate(config)
     spec = SPECS[name] if name in SPECS else builders.source(config, "train").spec
     mesh = builders.mesh(config)
@@ -94,7 +87,7 @@ def own_data(tmp_path_factory, write_tfds):
     (root / "text.txt").write_text("the quick brown fox jumps over the lazy dog " * 400)
 
     def flags(name: str) -> list[str]:
-        config = get_config(name)
+        config = shipped(name)
         match config.data.name:
             case "tfds":
                 folder = root / ("tfds1" if "mnist" in name else "tfds3")
@@ -171,7 +164,7 @@ def test_another_network_on_another_mesh_by_flags_alone(start_door, tmp_path):
 
 
 def test_mnist_without_data_says_what_is_missing(tmp_path):
-    config = get_config("mnist", "smoke")
+    config = shipped("mnist", "smoke")
     config.data.data_dir = str(tmp_path / "nothing")
     with pytest.raises(DataError) as error:
         api.train(config, tmp_path / "run")
@@ -189,15 +182,15 @@ def test_latents_that_are_missing_name_the_door_that_makes_them(start_door, tmp_
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_no_config_asks_for_more_than_is_held_out(name):
-    config = get_config(name)
+    config = shipped(name)
     assert config.validation.examples <= len(builders.source(config, "validation"))
 
 
 @pytest.mark.parametrize("tokens", [False, True])
 def test_edm2_keeps_its_weights_at_unit_magnitude_after_updates(tokens):
-    config = get_config("digits_masked" if tokens else "imagenet64", "smoke")
+    config = shipped("digits_masked" if tokens else "imagenet64", "smoke")
     config.network.name = "edm2"
-    config.network.edm2.update(get_config("imagenet64", "smoke").network.edm2)
+    config.network.edm2.update(shipped("imagenet64", "smoke").network.edm2)
     spec = DataSpec(shape=(8, 8, 3), kind="image", num_classes=3)
     if tokens:
         spec = builders.source(config, "train").spec

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from quick import drawn, jit, normal
+from toys import shipped
 
 from diffusion_jax import builders, config_rules
 from diffusion_jax.data import DataSpec
@@ -22,7 +21,6 @@ from diffusion_jax.evaluation.bound import BoundEvaluator
 from diffusion_jax.objectives.base import Context
 from diffusion_jax.parallel.mesh import make_mesh
 
-FOLDER = Path(__file__).parents[1] / "configs"
 DIGITS = DataSpec(shape=(8, 8, 1), kind="image", num_classes=10)
 BITS = DataSpec(shape=(20,), kind="bits", range=(0.0, 1.0))
 POINTS = DataSpec(shape=(2,), kind="points", range=(-2.0, 2.0))
@@ -34,10 +32,7 @@ def _quick(quick_programs):
 
 
 def get_config(name: str, **changes):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"dpm2015_{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("smoke")
+    config = shipped(f"dpm2015_{name}", "smoke")
     config.update_from_flattened_dict(changes)
     config_rules.validate(config)
     return config
@@ -161,6 +156,12 @@ GAUSSIAN, BOUND = "process.gaussian", "objective.variational"
             POINTS,
             {f"{BOUND}.num_steps": 0, f"{GAUSSIAN}.variance": "small"},
             r"num_steps=0: learned betas are those of the bound's steps",
+        ),
+        (
+            "swiss_roll",
+            POINTS,
+            {f"{BOUND}.num_steps": 1},
+            r"num_steps=1: learned betas .* expected at least 2",
         ),
         (
             "swiss_roll",

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import changed, one_device
+from toys import changed, one_device, shipped
 
 import diffusion_jax
 from diffusion_jax import builders, config_rules
 from diffusion_jax.data import DataSpec
 from diffusion_jax.parallel.mesh import make_mesh
 
-FOLDER = Path(__file__).parents[1] / "configs"
 POINTS = DataSpec(shape=(2,), kind="points", range=(-2.0, 2.0))
 STEPS = 4
 
@@ -28,10 +25,8 @@ def _quick(quick_programs):
 
 
 def get_config(name: str, **changes):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"dpm2015_{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = changed(module.get_config("smoke"), steps=STEPS, logging__tensorboard=False, **changes)
+    config = shipped(f"dpm2015_{name}", "smoke")
+    changed(config, steps=STEPS, logging__tensorboard=False, **changes)
     config.optimizer.schedule = "constant"
     config.optimizer.warmup_steps = 0
     config_rules.validate(config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from diffusion_jax import api, builders
 from diffusion_jax import config as configs
 from diffusion_jax.diffusion import time_grids
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.pipelines.guidance_kinds import KINDS
 
 
 def small(**changes):
@@ -44,11 +47,14 @@ def run(tmp_path_factory):
 
 def test_every_kind_samples_from_a_workdir(run):
     pipeline = diffusion_jax.load(run, weak=run, weak_step=1, weak_ema="")
-    plain = pipeline.sample(4, seed=1, batch_size=4).x.astype(float)
-    for kind in ("classifier_free", "cfg_zero", "apg", "autoguidance", "perturbed_attention"):
+    drawn = {"none": pipeline.sample(4, seed=1, batch_size=4).x.astype(float)}
+    for kind in KINDS:
         samples = pipeline.sample(4, seed=1, batch_size=4, guidance=4.0, guidance_by=kind)
         assert samples.x.shape == (4, 8, 8, 1)
-        assert np.abs(samples.x - plain).max() > 0, kind
+        drawn[kind] = samples.x.astype(float)
+    # Each is another guidance; by more than the rounding of one to 8 bits.
+    for one, other in itertools.combinations(drawn, 2):
+        assert np.abs(drawn[one] - drawn[other]).max() > 1, (one, other)
 
 
 def test_a_weak_model_that_is_none(run):

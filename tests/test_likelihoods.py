@@ -287,7 +287,11 @@ def build(config):
     ("base", "changes", "words"),
     [
         (digits, {"objective.name": "denoising"}, "objective.name='denoising': a learned schedule"),
-        (digits, {"sampling.grid.name": "karras"}, "sampling.grid.name='karras'"),
+        (
+            digits,
+            {"sampling.grid.name": "karras"},
+            "sampling.grid.name='karras'.*expected 'uniform', 'shifted', 'leading', 'linspace', ",
+        ),
         (digits, {"objective.variational.decoder.name": "pixel"}, "did you mean 'pixels'"),
         (digits, {"objective.variational.decoder.pixels.count": 1}, "count=1: expected at least 2"),
         (digits, {"process.gaussian.schedule.learned.units": 0}, "units=0: expected at least 1"),

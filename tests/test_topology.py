@@ -173,6 +173,24 @@ def test_one_of_two_processes_writes_the_samples(start_door, eight, tmp_path):
     assert not (tmp_path / "1").exists()
 
 
+def test_two_processes_find_the_bits_of_one(start_door, eight):
+    """Of a number of examples that fills neither the last batch nor the devices."""
+    arguments = [f"--workdir={eight}", "--num=37", "--batch_size=16", "--seed=3"]
+    one = start_door("evaluate", *arguments, DIFFUSION_JAX_CPU_DEVICES=8)
+    address = free_address()
+    pair = [start_door("evaluate", *arguments, **pair_environment(p, address)) for p in range(2)]
+    results = [door.wait(120) for door in (one, *pair)]
+    assert [code for code, _, _ in results] == [0, 0, 0], results
+    # Only process 0 says them.
+    assert re.sub(GLOO, "", results[2][1]) == ""
+    figures = re.compile(r"^(-?[0-9.]+) \+- ([0-9.]+) (.*)$", re.MULTILINE)
+    found = [figures.findall(out) for _, out, _ in results[:2]]
+    assert "37 examples" in found[0][0][2]
+    assert [row[2] for row in found[0]] == [row[2] for row in found[1]]
+    values = [[[float(number) for number in row[:2]] for row in rows] for rows in found]
+    np.testing.assert_allclose(*values, rtol=1e-5, atol=2e-4)
+
+
 @pytest.mark.slow
 def test_sigterm_of_one_process_saves_both(start_door, tmp_path):
     folder = tmp_path / "pair"

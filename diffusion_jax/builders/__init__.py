@@ -19,6 +19,7 @@ from diffusion_jax.builders.models import (
 )
 from diffusion_jax.builders.objectives import feature_shape, objective
 from diffusion_jax.builders.sampling import (
+    never_left_out,
     pipeline,
     sampling_mesh,
     sampling_options,
@@ -35,6 +36,7 @@ __all__ = [
     "mesh",
     "model",
     "network",
+    "never_left_out",
     "objective",
     "pipeline",
     "resolve",

@@ -106,15 +106,17 @@ def check(config: Config) -> None:
             f"config.objective.name={config.objective.name!r}: a learned schedule learns from the "
             "bound alone; expected 'variational', or another config.process.gaussian.schedule.name"
         )
-    if name == "betas" and not config.objective.variational.num_steps:
+    steps = config.objective.variational.num_steps
+    if name == "betas" and steps < 2:
         raise ConfigError(
-            "config.objective.variational.num_steps=0: learned betas are those of the bound's "
-            "steps; expected at least 2, or config.process.gaussian.schedule.name='learned'"
+            f"config.objective.variational.num_steps={steps}: learned betas are those of the "
+            "bound's steps; expected at least 2, or config.process.gaussian.schedule.name='learned'"
         )
     if config.sampling.grid.name in ("karras", "exponential", "beta"):
         raise ConfigError(
             f"config.sampling.grid.name={config.sampling.grid.name!r}: the noise levels of a "
-            "learned schedule are not known beforehand; expected 'uniform' or 'shifted'"
+            "learned schedule are not known beforehand; expected 'uniform', 'shifted', 'leading', "
+            "'linspace', 'trailing' or 'given'"
         )
     if config.sampling.guidance_by.name == "autoguidance":
         raise ConfigError(

@@ -136,6 +136,12 @@ def _of_levels(
     )
 
 
+def never_left_out(config: Config, built: Model) -> tuple[str, ...]:
+    """Conditions that training never left out: there is no prediction without them."""
+    dropouts = config.objective[config.objective.name]
+    return tuple(name for name in built.conditions if not dropouts[f"{name}_dropout"])
+
+
 def pipeline(
     config: Config, built: Model, params: PyTree, on: Mesh, weak: Weak | None = None
 ) -> PixelPipeline:
@@ -146,7 +152,6 @@ def pipeline(
         assert built.perturbed_denoiser is not None
         return built.perturbed_denoiser(params, conditioning)
 
-    dropouts = config.objective[config.objective.name]
     with section("sampling"):
         return PixelPipeline(
             params=params,
@@ -155,7 +160,7 @@ def pipeline(
             schedule=built.schedule,
             spec=built.spec,
             conditions=built.conditions,
-            always=tuple(c for c in built.conditions if not dropouts[f"{c}_dropout"]),
+            always=never_left_out(config, built),
             times=time_grid(config, built),
             mesh=on,
             defaults=sampling_options(config, built),

@@ -144,13 +144,16 @@ class Conditions:
 
 
 def _given(value: Any) -> bool:
-    return not (value is None or (isinstance(value, Sized) and not len(value)))
+    # An array of no axis has no length.
+    sized = isinstance(value, Sized) and getattr(value, "ndim", 1) > 0
+    return not (value is None or (sized and not len(value)))
 
 
 def _list(value: Any) -> list[Any]:
-    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
-        return [value]
-    return list(value)
+    if isinstance(value, jax.Array):
+        value = np.asarray(value)
+    several = isinstance(value, Sequence) or getattr(value, "ndim", 0) > 0
+    return [value] if isinstance(value, str) or not several else list(value)
 
 
 def _cycle(values: np.ndarray, num: int) -> np.ndarray:

@@ -103,6 +103,7 @@ def by_log_probability(options: SamplingOptions, denoise: Denoiser, schedule: An
         schedule,
         options.log_probability_scale,
         interval=options.guidance_interval,
+        rescale=options.guidance_rescale,
     )
 
 
@@ -143,7 +144,7 @@ def check(options: SamplingOptions, model: Model, steps: int, *, negative: bool 
         raise ConfigError(f"{by}: not for tokens; expected 'classifier_free' or 'autoguidance'")
     if options.guidance_by == "autoguidance" and not model.weak:
         raise ConfigError(
-            f"{by}: no weaker model is given; load the pipeline with weak=<a workdir>"
+            f"{by}: no weaker model is given; load the pipeline with weak=<a workdir> (--weak=DIR)"
         )
     if options.guidance_by == "perturbed_attention" and not model.perturbed:
         raise ConfigError(f"{by}: the network has no self-attention; expected 'classifier_free'")
@@ -182,6 +183,21 @@ def _check_own(options: SamplingOptions, steps: int) -> None:
     )
     with named(f"{options.guidance_by}."):
         combine(options, branches, np.linspace(1.0, 0.0, steps + 1), 2.0, ())
+
+
+def check_given(given: Mapping[str, Any], options: SamplingOptions) -> None:
+    """Raises ConfigError for a kind of guidance that a call names and that has no effect, as
+    neither the call nor the defaults give a guidance.
+
+    Args:
+        given: the options of the call.
+        options: these over the defaults.
+    """
+    by, unguided = given.get("guidance_by"), not options.guided and given.get("guidance") is None
+    if unguided and by not in (None, "classifier_free"):
+        raise ConfigError(
+            f"guidance_by={by!r} has no effect with guidance=1.0; give a guidance above 1 with it"
+        )
 
 
 def check_extra(options: SamplingOptions, model: Model, *, negative: bool, also: int) -> None:

@@ -37,7 +37,8 @@ class SamplingOptions:
         threshold_percentile: of the dynamic threshold.
         solver_options: solver name -> its own options, such as `{"ddim": {"eta": 0.5}}`.
         log_probability: for classifier guidance besides, (x [B, ...], t) -> log p(y | x_t) [B],
-            differentiable; in Python alone. The interval holds for it too.
+            differentiable; in Python alone. The interval holds for it too, and so does the
+            rescaling, to the deviation of what it guides.
         log_probability_scale: of its gradient.
         batch_size: samples a compiled batch, over all devices.
 
@@ -117,7 +118,8 @@ class SamplingOptions:
             own, known = changes.get(field), values[field]
             if not isinstance(own, Mapping | None):
                 raise ConfigError(f"{field}={own!r}: expected a mapping, such as {{'eta': 0.5}}")
-            if own:
+            # Another that is no name is refused by `of`.
+            if own and isinstance(values[chosen], str):
                 merged = {**known.get(values[chosen], {}), **own}
                 values[field] = {**known, values[chosen]: merged}
         return SamplingOptions.of(**values)

@@ -40,6 +40,8 @@ from diffusion_jax.pipelines.samples import Samples
 from diffusion_jax.visual.pixels import to_uint8
 
 PyTree = Any
+Labels = Sequence[int | str] | np.ndarray | Array | None
+Rows = Sequence[Sequence[float]] | np.ndarray | Array | None
 SAMPLING_STREAM = 4
 """Folded into the seed: training, validation and bounds use other numbers (`training.step`)."""
 
@@ -83,16 +85,16 @@ class PixelPipeline:
         self,
         num: int = 16,
         *,
-        labels: Sequence[int | str] | np.ndarray | None = None,
+        labels: Labels = None,
         prompts: str | Sequence[str] | None = None,
-        scalars: Sequence[Sequence[float]] | np.ndarray | None = None,
-        negative_labels: Sequence[int | str] | np.ndarray | None = None,
+        scalars: Rows = None,
+        negative_labels: Labels = None,
         negative_prompts: str | Sequence[str] | None = None,
-        negative_scalars: Sequence[Sequence[float]] | np.ndarray | None = None,
-        also_labels: Sequence[int | str] | np.ndarray | None = None,
+        negative_scalars: Rows = None,
+        also_labels: Labels = None,
         also_prompts: str | Sequence[str] | None = None,
-        also_scalars: Sequence[Sequence[float]] | np.ndarray | None = None,
-        also_guidance: Sequence[float] | np.ndarray | None = None,
+        also_scalars: Rows = None,
+        also_guidance: Sequence[float] | np.ndarray | Array | None = None,
         seed: int = 0,
         trajectory: bool = False,
         progress: Callable[[int], None] | None = None,
@@ -132,6 +134,7 @@ class PixelPipeline:
         negative = asked.negative is not None
         chosen = self._options(options, negative)
         guiding.check_extra(chosen, self._model, negative=negative, also=len(asked.also))
+        guiding.check_given(options, chosen)
         return self._draw(num, asked, chosen, seed, trajectory, progress)
 
     def _draw(

@@ -117,11 +117,16 @@ def test_negative_and_further_conditions(pipeline):
     samples = pipeline.sample(3, guidance=1.5, also_labels=[2, 1], also_guidance=[2.0, -0.5])
     expected = NONE + 1.5 * (MEANS - NONE) + 2.0 * (MEANS[2] - NONE) - 0.5 * (MEANS[1] - NONE)
     assert_means(samples, expected)
+    arrays = {"also_labels": jnp.array([2, 1]), "also_guidance": jnp.array([2.0, -0.5])}
+    assert_means(pipeline.sample(3, guidance=1.5, **arrays), expected)
     # The guidance weighs those that have no weight of their own, also where it is 1.
     samples = pipeline.sample(3, also_labels=[2])
     assert_means(samples, MEANS + (MEANS[2] - NONE))
     both = pipeline.sample(2, labels=[0], also_labels=[2], also_guidance=[0.5], negative_labels=[1])
     assert_means(both, MEANS[0] + 0.5 * (MEANS[2] - MEANS[1]))
+    alone = {"labels": np.array(0), "also_labels": jnp.array(2), "also_guidance": np.array(0.5)}
+    found = pipeline.sample(2, negative_labels=[1], **alone)
+    assert_means(found, MEANS[0] + 0.5 * (MEANS[2] - MEANS[1]))
     # A model that never saw no label has a negative one all the same.
     strict = make(always=("label",))
     samples = strict.sample(2, labels=[0], guidance=2.0, negative_labels=[1])
@@ -144,6 +149,11 @@ def test_log_probability_shifts_by_its_gradient():
     assert_means(guided, 2.0 * MEANS - NONE + 2.0 * shift * g)
     limited = pipeline.sample(3, guidance_interval=(0.0, 0.5), **options)
     assert_means(limited, MEANS)
+    # Each guidance has the deviation of what it guides: here that of the conditional x0.
+    moved = MEANS + 2.0 * shift * g
+    spread = MEANS.std(1, keepdims=True)
+    rescaled = pipeline.sample(3, guidance_rescale=1.0, **options)
+    assert_means(rescaled, moved * spread / moved.std(1, keepdims=True))
     with pytest.raises(ConfigError, match=r"log_probability leaves x0 open at times\[0\]=1"):
         make().sample(2, **options)
 
@@ -185,6 +195,9 @@ BY = "guidance_by"
             "cfg_zero.zero_steps=1: expected 0 <= zero_steps < 1",
         ),
         ({"weak": None}, {BY: "autoguidance", "guidance": 2.0}, "no weaker model is given"),
+        ({}, {BY: "apg"}, "guidance_by='apg' has no effect with guidance=1.0; give a guidance"),
+        ({}, {BY: "cfg_zero", "guidance_interval": (0.0, 0.5)}, "'cfg_zero' has no effect"),
+        ({}, {BY: "autoguidance"}, "guidance_by='autoguidance' has no effect with guidance=1.0"),
         ({"perturbed": None}, {BY: "perturbed_attention"}, "has no self-attention"),
         ({"conditions": ()}, {BY: "apg", "guidance": 2.0}, "guidance=2.0: the model is uncond"),
         ({"always": ("label",)}, {BY: "cfg_zero", "guidance": 2.0}, "has no prediction without"),
@@ -209,6 +222,16 @@ def test_bad_guidance(changes, options, words):
     with pytest.raises(ConfigError, match=re.escape(words)) as raised:
         inspect.unwrap(PixelPipeline.sample)(make(**changes), 2, **options)
     assert "\n" not in str(raised.value)
+
+
+def test_a_kind_of_the_defaults_waits_for_a_guidance():
+    """And so does one of a call that says itself that there is to be none."""
+    defaults = SamplingOptions(solver="ddim", steps=1, batch_size=8, guidance_by="apg")
+    assert_means(make(defaults=defaults).sample(3), MEANS)
+    assert_means(make().sample(3, guidance_by="apg", guidance=1.0), MEANS)
+    guided = make(defaults=dataclasses.replace(defaults, guidance=2.0, guidance_by="autoguidance"))
+    expected = make().sample(3, guidance=2.0, guidance_by="apg")
+    assert_means(guided.sample(3, guidance_by="apg"), expected.x)
 
 
 def test_tokens_take_what_is_made_of_probabilities():

@@ -196,6 +196,7 @@ def test_progress_counts_samples():
         ({"steps": 2.5}, "steps=2.5: expected a whole number"),
         ({"seed": None}, "seed=None: expected a whole number"),
         ({"solver": ["ddim"]}, "solver=['ddim']: expected a name"),
+        ({"solver": ["ddim"], "solver_options": {"eta": 0.5}}, "solver=['ddim']: expected a name"),
         ({"guidance_interval": (0.5,)}, "guidance_interval=(0.5,): expected times"),
         ({"guidance_interval": (0.8, 0.2)}, "guidance_interval=(0.8, 0.2): expected times"),
         ({"guidance_rescale": 2.0}, "guidance_rescale=2.0: expected 0..1"),

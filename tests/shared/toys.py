@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
@@ -23,6 +25,15 @@ def changed(config, **changes):
             section = section[parent]
         section[key] = value
     return config
+
+
+def shipped(name: str, variant: str = ""):
+    """The config `configs/<name>.py:<variant>`."""
+    file = Path(__file__).parents[2] / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
 
 
 def tiny(**changes):
