@@ -86,6 +86,7 @@ def bits_per_dim(
         options=chosen,
         levels=levels_of(source, chosen.levels),
         mesh=pipeline.mesh,
+        sigma_data=pipeline.sigma_data,
     )
     return evaluator(pipeline.params, _batches(source, pipeline, batch_size, num))
 

@@ -167,4 +167,5 @@ def pipeline(
             weak=weak,
             perturbed=perturbed if built.perturbed is not None else None,
             process_of=built.process_of if built.learns_schedule else None,
+            sigma_data=built.sigma_data,
         )

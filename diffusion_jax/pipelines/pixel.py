@@ -65,6 +65,7 @@ class PixelPipeline:
         perturbed: `denoiser` of the network without its self-attention maps; None without any.
         process_of: `params -> process`, where they decide it: a learned schedule. Then `process`
             and `schedule` are those that a run begins with.
+        sigma_data: what the training took for the standard deviation of the data.
     """
 
     params: PyTree
@@ -80,6 +81,7 @@ class PixelPipeline:
     weak: guiding.Weak | None = None
     perturbed: Callable[[PyTree, Mapping[str, Any]], Denoiser] | None = None
     process_of: Callable[[PyTree], Any] | None = None
+    sigma_data: float = 0.5
 
     def sample(
         self,
