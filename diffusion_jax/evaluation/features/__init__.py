@@ -1,0 +1,1 @@
+"""Networks whose features stand for pictures when two sets of them are compared."""

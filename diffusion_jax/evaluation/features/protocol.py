@@ -1,0 +1,51 @@
+"""What a feature network is, and the hash by which a score names its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+PyTree = Any
+HASH_DIGITS = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureNetwork:
+    """Pictures in, features out.
+
+    Attributes:
+        name: of the network, such as "inception_v3".
+        score: what a Frechet distance over its features is called. Only that over the Inception
+            network with its published weights is called FID.
+        params: a nested dict of float32 arrays.
+        apply: `(params, uint8 [B, H, W, 3]) -> {name: float32 [B, D]}`, pure; it resizes and scales
+            as its authors do. "features" is always among them; "spatial" (sFID) and "logits"
+            (class scores before the softmax) where it has them.
+        resize: how it resizes, in words.
+        weights_hash: `params_hash(params)`.
+    """
+
+    name: str
+    score: str
+    params: PyTree
+    apply: Callable[[PyTree, Any], Mapping[str, Any]]
+    resize: str
+    weights_hash: str
+
+
+def params_hash(params: PyTree) -> str:
+    """16 hexadecimal digits of the SHA-256 of a tree's names, shapes, types and values."""
+    digest = hashlib.sha256()
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    for path, leaf in sorted(
+        ((jax.tree_util.keystr(path), leaf) for path, leaf in leaves), key=lambda pair: pair[0]
+    ):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{path} {array.shape} {array.dtype.str}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:HASH_DIGITS]
