@@ -1,0 +1,134 @@
+"""Mean and covariance of features, streamed in one pass in float64.
+
+Features are taken in blocks of a fixed number of examples, in the order in which they come, so that
+the same examples give the same bits however they were split into batches, devices and processes.
+Memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from diffusion_jax.errors import ConfigError
+
+BLOCK = 1024
+GROUPS = 10
+"""Parts of a set whose moments are also kept apart, for an error bar."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Of `count` examples in D dimensions.
+
+    Attributes:
+        count: how many.
+        mean: [D].
+        scatter: [D, D], the sum of outer products of the deviations from the mean.
+    """
+
+    count: int
+    mean: Float64[np.ndarray, " d"]
+    scatter: Float64[np.ndarray, "d d"]
+
+    @property
+    def covariance(self) -> Float64[np.ndarray, "d d"]:
+        """The unbiased one, with count - 1."""
+        if self.count < 2:
+            raise ConfigError(f"{self.count} examples have no covariance; expected at least 2")
+        return self.scatter / (self.count - 1)
+
+    @classmethod
+    def of(cls, features: Any) -> Moments:
+        """Of features [n, D] at once."""
+        features = np.asarray(features, np.float64)
+        mean = features.mean(0)
+        centred = features - mean
+        return cls(len(features), mean, centred.T @ centred)
+
+    @classmethod
+    def given(cls, mean: Any, covariance: Any, count: int) -> Moments:
+        """From published statistics."""
+        scatter = np.asarray(covariance, np.float64) * (count - 1)
+        return cls(count, np.asarray(mean, np.float64), scatter)
+
+    def __add__(self, other: Moments) -> Moments:
+        """Of both sets together (Chan et al. 1979)."""
+        count = self.count + other.count
+        apart = other.mean - self.mean
+        share = other.count / count
+        scatter = self.scatter + other.scatter
+        scatter = scatter + np.outer(apart, apart) * (self.count * share)
+        return Moments(count, self.mean + apart * share, scatter)
+
+
+class MomentStream:
+    """Collects features batch by batch.
+
+    The blocks go round `groups` parts in turn; `total` adds these up.
+    """
+
+    def __init__(self, groups: int = GROUPS) -> None:
+        self.count = 0
+        self._parts: list[Moments | None] = [None] * groups
+        self._blocks = 0
+        self._waiting: list[np.ndarray] = []
+
+    def add(self, features: Any) -> None:
+        """Takes features [n, D] of the next n examples, all finite."""
+        features = np.asarray(features)
+        self.count += len(features)
+        self._waiting.append(features)
+        while sum(map(len, self._waiting)) >= BLOCK:
+            together = np.concatenate(self._waiting)
+            self._take(together[:BLOCK])
+            self._waiting = [together[BLOCK:]]
+
+    def _take(self, block: np.ndarray) -> None:
+        place = self._blocks % len(self._parts)
+        self._blocks += 1
+        found, before = Moments.of(block), self._parts[place]
+        self._parts[place] = found if before is None else before + found
+
+    def parts(self) -> list[Moments]:
+        """The moments of each part; few examples are divided into as many parts all the same."""
+        rest = np.concatenate(self._waiting) if self._waiting else np.zeros((0, 0))
+        known = [part for part in self._parts if part is not None]
+        if len(known) == len(self._parts):
+            return [known[0] + Moments.of(rest), *known[1:]] if len(rest) else known
+        # Less than a block a part: what waits makes up the parts that are missing.
+        missing = len(self._parts) - len(known)
+        cuts = [cut for cut in np.array_split(rest, missing) if len(cut)]
+        return known + [Moments.of(cut) for cut in cuts]
+
+    def total(self) -> Moments:
+        """The moments of all.
+
+        Raises:
+            ConfigError: nothing was added.
+        """
+        if not self.count:
+            raise ConfigError("no features: expected at least one example")
+        return together(self.parts())
+
+
+def together(parts: list[Moments]) -> Moments:
+    """The moments of all parts, added in order."""
+    result = parts[0]
+    for part in parts[1:]:
+        result = result + part
+    return result
+
+
+def jackknife(values: list[float]) -> float:
+    """Standard error from a statistic's values without one of G parts at a time (delete-a-group
+    jackknife, Shao and Wu 1989); infinite for fewer than two."""
+    count = len(values)
+    if count < 2:
+        return math.inf
+    spread = np.var(np.asarray(values, np.float64)) * (count - 1)
+    return float(math.sqrt(spread))
