@@ -17,7 +17,8 @@ PRECISION_NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
 """Of density and coverage (Naeem et al. 2020)."""
 COPY_RATIO = 1.0 / 3.0
-"""A sample this much nearer to one training example than to the next is a copy (Yoon et al. 2023)."""
+"""A sample this much nearer to one training example than to the next is a copy (Yoon et al.
+2023)."""
 ROWS = 1024
 
 
