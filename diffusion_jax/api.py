@@ -18,6 +18,7 @@ from diffusion_jax import config as configs
 from diffusion_jax.checkpoints import Checkpointer
 from diffusion_jax.config import Config
 from diffusion_jax.errors import named
+from diffusion_jax.evaluations import evaluate
 from diffusion_jax.likelihoods import bits_per_dim
 from diffusion_jax.loading import load, weaker_model
 from diffusion_jax.lock import Lock, release_on_error
@@ -37,7 +38,7 @@ from diffusion_jax.training.progress import Progress
 from diffusion_jax.training.state import TrainState, position
 from diffusion_jax.training.validation import Validator
 
-__all__ = ["Run", "bits_per_dim", "load", "train"]
+__all__ = ["Run", "bits_per_dim", "evaluate", "load", "train"]
 
 PyTree = Any
 

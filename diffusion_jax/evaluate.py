@@ -1,22 +1,31 @@
-"""Scores of a trained run: `python -m diffusion_jax.evaluate --workdir=runs/digits --metrics=bpd`.
+"""How good a run is: `python -m diffusion_jax.evaluate --workdir=runs/digits --metrics=fd,kid,bpd`.
 
-Prints each with its standard error. bpd: bits per dimension of examples, see `bits_per_dim`.
+Prints each score with its standard error, and adds them to eval.jsonl and eval.md of the workdir.
 """
 
 from __future__ import annotations
 
 from absl import flags
 
-from diffusion_jax import doors
+from diffusion_jax import doors, sample_flags
 
-METRICS = ("bpd",)
-WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a trained run.")
-CHOSEN = flags.DEFINE_list("metrics", ["bpd"], "What to measure: bpd.")
-NUM = flags.DEFINE_integer("num", None, "Number of examples; all by default.")
-SPLIT = flags.DEFINE_string("split", "validation", "Of the data: validation or train.")
-EMA = flags.DEFINE_string("ema", None, "Average to evaluate; '' takes the raw weights.")
-SEED = flags.DEFINE_integer("seed", 0, "Of all draws.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Examples a compiled batch.")
+# For --help, which shows those of the started module alone.
+flags.adopt_module_key_flags(sample_flags)
+
+NUM = flags.DEFINE_integer("num", 10_000, "Number of samples; for bpd of examples.")
+METRICS = flags.DEFINE_list(
+    "metrics",
+    ["fd", "kid", "precision_recall"],
+    "fid, fd, sfid, fd_infinity, kid, cmmd, inception_score, precision_recall, density_coverage, "
+    "class_accuracy, nearest, bpd.",
+)
+FEATURES = flags.DEFINE_string(
+    "features", "self", "The feature network: self (learns from the data), or NAME:FILE of weights."
+)
+REFERENCE = flags.DEFINE_string(
+    "reference", "train", "train or validation of the data, or an .npz of statistics."
+)
+SPLIT = flags.DEFINE_string("split", "validation", "Data of bpd: validation or train.")
 BPD_OPTIONS = flags.DEFINE_string(
     "bpd_options", "", "How bits are counted, such as method=flow,trace=exact,steps=50."
 )
@@ -24,30 +33,23 @@ BPD_OPTIONS = flags.DEFINE_string(
 
 def run() -> None:
     """Evaluates with the parsed flags."""
-    import dataclasses
-
     from diffusion_jax import api
-    from diffusion_jax.errors import ConfigError, unknown_name
-    from diffusion_jax.evaluation.likelihood import LikelihoodOptions
+    from diffusion_jax.evaluation import report
 
-    for name in CHOSEN.value or [""]:
-        if name not in METRICS:
-            raise ConfigError(unknown_name("metrics", name, METRICS))
-    options = doors.settings("bpd_options", BPD_OPTIONS.value) or {}
-    known = {field.name for field in dataclasses.fields(LikelihoodOptions)} - {"seed"}
-    for name in options:
-        if name not in known:
-            raise ConfigError(unknown_name("bpd_options", name, known))
-    found = api.bits_per_dim(
-        WORKDIR.value,
+    rows = api.evaluate(
+        sample_flags.WORKDIR.value,
+        METRICS.value,
         num=NUM.value,
+        features=FEATURES.value,
+        reference=REFERENCE.value,
         split=SPLIT.value,
-        ema=EMA.value,
-        batch_size=BATCH_SIZE.value,
-        seed=SEED.value,
-        **options,
+        loading=sample_flags.load_arguments(),
+        bpd=doors.settings("bpd_options", BPD_OPTIONS.value),
+        note=doors.note,
+        **sample_flags.sample_arguments(),
     )
-    doors.note(str(found))
+    for row in rows:
+        doors.note(report.line(row))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ from diffusion_jax import doors, sample_flags
 
 # For --help, which shows those of the started module alone.
 flags.adopt_module_key_flags(sample_flags)
+OUT = flags.DEFINE_string("out", "", "Folder to write to.")
+NUM = flags.DEFINE_integer("num", 64, "Number of samples.")
+TRAJECTORY = flags.DEFINE_bool("trajectory", False, "Also write every state on the way.")
 
 
 def run() -> None:
@@ -22,8 +25,7 @@ def run() -> None:
     from diffusion_jax import api, workdir
     from diffusion_jax.pipelines import output
 
-    source, out = sample_flags.WORKDIR.value, sample_flags.OUT.value
-    num = sample_flags.NUM.value
+    source, out, num = sample_flags.WORKDIR.value, OUT.value, NUM.value
     workdir.read_config(source)
     main = jax.process_index() == 0
     folder = output.prepare(out) if main else Path(out)
@@ -31,7 +33,10 @@ def run() -> None:
     pipeline = api.load(source, note=doors.note, **sample_flags.load_arguments())
     sample_flags.check_weak(pipeline.defaults)
     samples = pipeline.sample(
-        num, progress=lambda done: doors.note(f"{done}/{num} samples"), **arguments
+        num,
+        progress=lambda done: doors.note(f"{done}/{num} samples"),
+        trajectory=TRAJECTORY.value,
+        **arguments,
     )
     if main:
         output.write(folder, samples, pipeline.spec)

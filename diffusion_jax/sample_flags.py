@@ -1,4 +1,4 @@
-"""The flags of `sample`, and what they say as arguments of the pipeline."""
+"""The flags of doors that sample, and what they say as arguments of the pipeline."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from diffusion_jax import doors
 from diffusion_jax.errors import ConfigError
 
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a trained run.")
-OUT = flags.DEFINE_string("out", "", "Folder to write to.")
-NUM = flags.DEFINE_integer("num", 64, "Number of samples.")
 LABELS = flags.DEFINE_string(
     "labels",
     "",
@@ -73,7 +71,6 @@ EMA_LENGTH = flags.DEFINE_float(
 )
 SEED = flags.DEFINE_integer("seed", 0, "Same seed, same samples.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Samples a compiled batch.")
-TRAJECTORY = flags.DEFINE_bool("trajectory", False, "Also write every state on the way.")
 
 
 def load_arguments() -> dict[str, Any]:
@@ -88,7 +85,7 @@ def load_arguments() -> dict[str, Any]:
 
 
 def sample_arguments() -> dict[str, Any]:
-    """What `pipeline.sample` is given besides the number of samples.
+    """What `pipeline.sample` and `stream` are given besides the number of samples.
 
     Raises:
         ConfigError: a flag that cannot be read.
@@ -117,7 +114,6 @@ def sample_arguments() -> dict[str, Any]:
         "solver_options": doors.settings("solver_options", SOLVER_OPTIONS.value),
         "threshold": THRESHOLD.value,
         "batch_size": BATCH_SIZE.value,
-        "trajectory": TRAJECTORY.value,
     }
 
 

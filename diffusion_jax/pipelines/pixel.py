@@ -21,7 +21,7 @@ from jaxtyping import Array, Key, Shaped, UInt32
 
 from diffusion_jax.data.spec import DataSpec
 from diffusion_jax.data.text import decode
-from diffusion_jax.diffusion import solvers, thresholding
+from diffusion_jax.diffusion import solvers
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser, as_denoiser
 from diffusion_jax.diffusion.processes import LearnedGaussian, with_kernels
 from diffusion_jax.errors import ConfigError, named
@@ -30,6 +30,7 @@ from diffusion_jax.parallel.arrays import gather
 from diffusion_jax.parallel.mesh import batch_sharding, batch_shards
 from diffusion_jax.pipelines import guiding
 from diffusion_jax.pipelines.conditioning import Asked, Conditions
+from diffusion_jax.pipelines.guided import guided
 from diffusion_jax.pipelines.options import (
     Program,
     SamplingOptions,
@@ -125,50 +126,83 @@ class PixelPipeline:
                 or guidance for an unconditional model, or guidance for one that never trained
                 without labels.
         """
-        num, seed = whole("num", num, low=1), whole("seed", seed, low=0, below=2**32)
-        asked = self._conditions.read(
-            num,
-            given=(labels, prompts, scalars),
-            negative=(negative_labels, negative_prompts, negative_scalars),
-            also=(also_labels, also_prompts, also_scalars),
-            also_guidance=also_guidance,
+        conditions = {
+            "given": (labels, prompts, scalars),
+            "negative": (negative_labels, negative_prompts, negative_scalars),
+            "also": (also_labels, also_prompts, also_scalars),
+            "also_guidance": also_guidance,
+        }
+        parts = []
+        asked, batches = self._asked(num, seed, conditions, options, trajectory)
+        for _, states in batches:
+            parts.append(states)
+            if progress is not None:
+                progress(sum(part.shape[1] for part in parts))
+        return self._samples(np.concatenate(parts, axis=1), asked.given, trajectory)
+
+    def stream(self, num: int, *, seed: int = 0, **arguments: Any) -> Iterator[Samples]:
+        """The same samples as `sample`, a batch at a time: memory does not grow with `num`.
+
+        The next batch is under way while one is being used. Arguments are those of `sample`, but
+        for `trajectory` and `progress`; they are judged before this returns.
+        """
+        fields = ("labels", "prompts", "scalars")
+        conditions: dict[str, Any] = {
+            branch: tuple(arguments.pop(f"{prefix}{field}", None) for field in fields)
+            for branch, prefix in (("given", ""), ("negative", "negative_"), ("also", "also_"))
+        }
+        conditions["also_guidance"] = arguments.pop("also_guidance", None)
+        asked, batches = self._asked(num, seed, conditions, arguments, False)
+        return (
+            self._samples(states, {k: v[rows] for k, v in asked.given.items()}, False)
+            for rows, states in batches
         )
+
+    def _asked(
+        self, num: Any, seed: Any, conditions: Any, options: Mapping[str, Any], trajectory: bool
+    ) -> tuple[Asked, Iterator[tuple[slice, np.ndarray]]]:
+        """What is asked for, all of it judged, and its batches."""
+        num, seed = whole("num", num, low=1), whole("seed", seed, low=0, below=2**32)
+        asked = self._conditions.read(num, **conditions)
         negative = asked.negative is not None
         chosen = self._options(options, negative)
         guiding.check_extra(chosen, self._model, negative=negative, also=len(asked.also))
         guiding.check_given(options, chosen)
-        return self._draw(num, asked, chosen, seed, trajectory, progress)
+        return asked, self._batches(num, asked, chosen, seed, trajectory)
 
-    def _draw(
-        self,
-        num: int,
-        asked: Asked,
-        options: SamplingOptions,
-        seed: int,
-        trajectory: bool,
-        progress: Callable[[int], None] | None,
-    ) -> Samples:
-        """`sample`, batch by batch, of what has been checked."""
+    def _batches(
+        self, num: int, asked: Asked, options: SamplingOptions, seed: int, trajectory: bool
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """States [states, n, *shape] of the samples in a slice, of what has been checked."""
         size = self._batch_shape(num, options.batch_size)
         compiled = self._compiled(Program(options), trajectory)
         numbers = _weights(options.guidance, asked)
-        parts = []
+        waiting = None
         for start in range(0, num, size):
             index = np.minimum(np.arange(start, start + size), num - 1)
             inputs = self._place((index.astype(np.uint32), asked.branches(index)))
             with jax.set_mesh(self.mesh):
                 states = compiled(self._trees, jnp.uint32(seed), *inputs, numbers)
-            parts.append(gather(states)[:, : num - start])
-            if progress is not None:
-                progress(min(start + size, num))
-        states = self._finish(np.concatenate(parts, axis=1))
-        given = asked.given
+            rows = slice(start, min(start + size, num))
+            if waiting is not None:
+                yield waiting[0], _numpy(*waiting)
+            waiting = rows, states
+        if waiting is not None:
+            yield waiting[0], _numpy(*waiting)
+
+    def _samples(
+        self, states: np.ndarray, given: Mapping[str, np.ndarray], trajectory: bool
+    ) -> Samples:
+        last = states[-1].reshape(states.shape[1], -1)
+        finite = np.isfinite(last).all(1) if np.issubdtype(last.dtype, np.floating) else None
+        states = self._finish(states)
         return Samples(
             x=states[-1],
             label=given.get("label"),
             text=np.asarray(decode(given["text"])) if "text" in given else None,
             scalar=given.get("scalar"),
             trajectory=states if trajectory else None,
+            finite=finite,
         )
 
     def options(self, **changes: Any) -> SamplingOptions:
@@ -322,7 +356,7 @@ class PixelPipeline:
         root = jax.random.fold_in(jax.random.key(seed), SAMPLING_STREAM)
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(root, i)))(index)
         x = jax.vmap(lambda k: self.process.prior(self.spec.shape).sample(k))(keys[:, 0])
-        denoise = self._guided(static, trees, conditioning, numbers)
+        denoise = guided(self, static, trees, conditioning, numbers)
         result = self._solve(static, denoise, x, keys[:, 1], trajectory)
         return result[1] if trajectory else result[None]
 
@@ -339,42 +373,9 @@ class PixelPipeline:
             denoise, self.schedule, times, x, key=keys, trajectory=trajectory, **extra
         )
 
-    def _guided(
-        self,
-        static: Program,
-        trees: Mapping[str, PyTree],
-        conditioning: Mapping[str, Any],
-        numbers: Mapping[str, Any],
-    ) -> Denoiser:
-        options, params, given = static.options, trees["params"], conditioning["given"]
-        denoise = self.denoiser(params, given)
-        if options.guided or conditioning["also"]:
-            branches = guiding.Branches(
-                conditional=denoise,
-                other=lambda: self.denoiser(params, conditioning["negative"] or {}),
-                also=[self.denoiser(params, one) for one in conditioning["also"]],
-                weak=lambda: self._weak_denoiser(trees["weak"], given),
-                perturbed=lambda: self._perturbed_denoiser(params, given),
-                schedule=self.schedule,
-                tokens=self.spec.kind == "tokens",
-            )
-            weights = numbers["guidance"], numbers["also"]
-            denoise = guiding.combine(options, branches, self.times(options.steps), *weights)
-        denoise = guiding.by_log_probability(options, denoise, self.schedule)
-        if options.threshold == "static":
-            denoise = thresholding.clip_x0(denoise, *self.spec.range)
-        elif options.threshold == "dynamic":
-            denoise = thresholding.dynamic_threshold(denoise, options.threshold_percentile)
-        return denoise
 
-    def _weak_denoiser(self, params: PyTree, given: Mapping[str, Array]) -> Denoiser:
-        assert self.weak is not None
-        read = {name: given[name] for name in self.weak.conditions if name in given}
-        return self.weak.denoiser(params, read)
-
-    def _perturbed_denoiser(self, params: PyTree, given: Mapping[str, Array]) -> Denoiser:
-        assert self.perturbed is not None
-        return self.perturbed(params, given)
+def _numpy(rows: slice, states: Any) -> np.ndarray:
+    return gather(states)[:, : rows.stop - rows.start]
 
 
 def _weights(guidance: float, asked: Asked) -> dict[str, Array]:

@@ -18,6 +18,7 @@ class Samples:
         text: [N] prompts where the model is conditioned by captions, else None.
         scalar: [N, k] float32, the numbers that conditioned the model, where they were given.
         trajectory: [steps + 1, N, *shape] like `x`, from noise to data, if asked for.
+        finite: [N] bool, whether all values were numbers before they were rounded to pixels.
     """
 
     x: np.ndarray
@@ -25,6 +26,7 @@ class Samples:
     text: np.ndarray | None = None
     scalar: np.ndarray | None = None
     trajectory: np.ndarray | None = None
+    finite: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.x)

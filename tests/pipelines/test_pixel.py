@@ -103,6 +103,24 @@ def test_a_sample_depends_on_seed_and_index_alone(solver):
     assert np.abs(other.x - whole.x).max() > 0.1
 
 
+def test_a_stream_is_the_same_samples_batch_by_batch():
+    whole = shared().sample(150, labels=[2, 0], seed=3)
+    parts = list(shared().stream(150, labels=[2, 0], seed=3, batch_size=64))
+    assert [len(part) for part in parts] == [64, 64, 22]
+    np.testing.assert_array_equal(np.concatenate([part.x for part in parts]), whole.x)
+    np.testing.assert_array_equal(np.concatenate([part.label for part in parts]), whole.label)
+    assert all(part.finite.all() for part in parts)
+    # Mistakes come before the first batch is asked for.
+    with pytest.raises(ConfigError, match="label"):
+        shared().stream(2, labels=[7])
+
+
+def test_samples_that_are_no_numbers_are_told():
+    means = np.where(np.arange(3)[:, None] == 1, np.nan, MEANS)
+    pipeline = make(params={"means": jnp.asarray(means)})
+    np.testing.assert_array_equal(pipeline.sample(3).finite, [True, False, True])
+
+
 def test_labels_are_cycled():
     sample = functools.partial(shared().sample, steps=1, batch_size=2)
     assert sample(7, labels=[2, 0, 0]).label.tolist() == [2, 0, 0, 2, 0, 0, 2]

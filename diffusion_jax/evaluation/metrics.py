@@ -1,0 +1,179 @@
+"""The scores of samples against a reference, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.diffusion.likelihood import Estimate
+from diffusion_jax.errors import ConfigError, unknown_name
+from diffusion_jax.evaluation import frechet, kernel_distance, neighbours
+from diffusion_jax.evaluation.collected import Collected
+from diffusion_jax.evaluation.features.protocol import FeatureNetwork
+from diffusion_jax.evaluation.moments import GROUPS, Moments
+
+FEWEST = 2 * GROUPS
+"""Samples of a Frechet distance, at least; each part of its error bar needs two."""
+ENOUGH = 10_000
+"""Samples below which a Frechet distance is called one of few samples."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What samples are compared with.
+
+    Attributes:
+        name: of the data and the split, or of the file.
+        hash: of its content, 16 hexadecimal digits.
+        count: examples.
+        moments: of its features, by name.
+        features: of some of its examples [k, D]; None of published statistics.
+    """
+
+    name: str
+    hash: str
+    count: int
+    moments: Mapping[str, Moments]
+    features: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """One number.
+
+    Attributes:
+        name: with the network where it is not the field's own, such as "KID-EffNetLite0".
+        estimate: value, standard error and n.
+        remark: what a reader has to know about it.
+    """
+
+    name: str
+    estimate: Estimate
+    remark: str = ""
+
+
+def _frechet(samples: Collected, reference: Reference) -> list[tuple[str, Estimate, str]]:
+    parts = samples.moments["features"].parts()
+    _enough("fd", samples.count, FEWEST)
+    found = frechet.frechet_estimate(parts, reference.moments["features"])
+    return [("FD", found, _few(samples, len(parts[0].mean)))]
+
+
+def _spatial(samples: Collected, reference: Reference) -> list[tuple[str, Estimate, str]]:
+    _enough("sfid", samples.count, FEWEST)
+    if "spatial" not in reference.moments:
+        raise ConfigError(f"sfid: the statistics of {reference.name} have no spatial features")
+    parts = samples.moments["spatial"].parts()
+    found = frechet.frechet_estimate(parts, reference.moments["spatial"])
+    return [("sFD", found, _few(samples, len(parts[0].mean)))]
+
+
+def _infinity(samples: Collected, reference: Reference) -> list[tuple[str, Estimate, str]]:
+    _enough("fd_infinity", samples.count, FEWEST)
+    parts = samples.moments["features"].parts()
+    found = frechet.frechet_infinity(parts, reference.moments["features"])
+    return [("FD-infinity", found, "error bar of the fit")]
+
+
+def _kid(samples: Collected, reference: Reference) -> list[tuple[str, Estimate, str]]:
+    found = kernel_distance.kid(samples.features(), _features("kid", reference))
+    return [("KID", found, "")]
+
+
+def _cmmd(samples: Collected, reference: Reference) -> list[tuple[str, Estimate, str]]:
+    found = kernel_distance.cmmd(samples.features(), _features("cmmd", reference))
+    return [("CMMD", found, "")]
+
+
+def _precision(samples: Collected, reference: Reference) -> list[tuple[str, Estimate, str]]:
+    both = samples.features(), _features("precision_recall", reference)
+    precision, recall = neighbours.precision_recall(*both)
+    remark = f"{neighbours.PRECISION_NEIGHBOURS} neighbours, {len(both[1])} of the reference"
+    return [("precision", precision, remark), ("recall", recall, remark)]
+
+
+def _density(samples: Collected, reference: Reference) -> list[tuple[str, Estimate, str]]:
+    both = samples.features(), _features("density_coverage", reference)
+    density, coverage = neighbours.density_coverage(*both)
+    remark = f"{neighbours.DENSITY_NEIGHBOURS} neighbours, {len(both[1])} of the reference"
+    return [("density", density, remark), ("coverage", coverage, remark)]
+
+
+def _inception(samples: Collected, reference: Reference) -> list[tuple[str, Estimate, str]]:
+    return [("IS", _classes("inception_score", samples).inception_score(), "")]
+
+
+def _accuracy(samples: Collected, reference: Reference) -> list[tuple[str, Estimate, str]]:
+    return [("class-accuracy", _classes("class_accuracy", samples).accuracy(), "")]
+
+
+METRICS: dict[str, Callable[[Collected, Reference], list[tuple[str, Estimate, str]]]] = {
+    "fd": _frechet,
+    "sfid": _spatial,
+    "fd_infinity": _infinity,
+    "kid": _kid,
+    "cmmd": _cmmd,
+    "inception_score": _inception,
+    "precision_recall": _precision,
+    "density_coverage": _density,
+    "class_accuracy": _accuracy,
+}
+"""Name -> the scores that it makes. `fid` is `fd` over the Inception network."""
+
+
+def scores(
+    names: Sequence[str], samples: Collected, reference: Reference, network: FeatureNetwork
+) -> list[Score]:
+    """The scores of collected samples.
+
+    Raises:
+        ConfigError: an unknown metric, too few samples, or what the network does not give.
+    """
+    result = []
+    for name in names:
+        if name not in METRICS:
+            raise ConfigError(unknown_name("metrics", name, METRICS))
+        for own, found, remark in METRICS[name](samples, reference):
+            if samples.not_finite:
+                remark = f"{remark}; {samples.not_finite} samples not finite, left out"
+            full = full_name(own, network.score)
+            result.append(Score(name=full, estimate=found, remark=remark.strip("; ")))
+    return result
+
+
+def full_name(own: str, score: str) -> str:
+    """A score's name with the network's: nothing is called FID unless it is."""
+    if score == "FID":
+        return own.replace("FD", "FID")
+    suffix = score.removeprefix("FD-")
+    return f"{own}-{suffix}"
+
+
+def _enough(name: str, count: int, needed: int) -> None:
+    if count < needed:
+        raise ConfigError(f"{count} samples: {name} needs at least {needed}; give num={needed}")
+
+
+def _few(samples: Collected, dimensions: int) -> str:
+    remarks = [f"few samples (below {ENOUGH})"] if samples.count < ENOUGH else []
+    if samples.count <= dimensions:
+        remarks.append(f"fewer than the {dimensions} dimensions")
+    return ", ".join(remarks)
+
+
+def _features(name: str, reference: Reference) -> Any:
+    if reference.features is None:
+        raise ConfigError(
+            f"{name}: {reference.name} holds statistics alone; it needs the pictures: give a split "
+            "of the data as the reference"
+        )
+    return reference.features
+
+
+def _classes(name: str, samples: Collected) -> Any:
+    if samples.classes is None:
+        raise ConfigError(f"{name}: the feature network has no classes; choose another")
+    return samples.classes

@@ -1,0 +1,143 @@
+"""References: what samples are compared with, computed once and kept by the hash of its content."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax import data
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.evaluation.collected import KEPT, Collected
+from diffusion_jax.evaluation.features.extract import Extractor
+from diffusion_jax.evaluation.features.protocol import HASH_DIGITS
+from diffusion_jax.evaluation.frechet import as_moments
+from diffusion_jax.evaluation.metrics import Reference
+from diffusion_jax.evaluation.moments import Moments
+from diffusion_jax.visual.pixels import replace_file, to_uint8
+
+LAYOUT = 1
+"""Of the kept files; another is computed anew."""
+BATCH = 256
+
+
+def pictures(source: data.Source) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """uint8 pictures of a source in order, as samples are rounded, and their labels."""
+    for batch in data.sequential_batches(source, min(BATCH, len(source))):
+        real = batch["mask"]
+        labels = batch["conditioning"].get("label")
+        yield to_uint8(batch["x"][real]), None if labels is None else labels[real]
+
+
+def content_hash(source: data.Source) -> str:
+    """16 hexadecimal digits of the SHA-256 of all pictures in order."""
+    digest = hashlib.sha256(repr(source.spec.shape).encode())
+    for pixels, _ in pictures(source):
+        digest.update(np.ascontiguousarray(pixels).tobytes())
+    return digest.hexdigest()[:HASH_DIGITS]
+
+
+def of_source(
+    source: data.Source, name: str, extractor: Extractor, wanted: tuple[str, ...], folder: Path
+) -> Reference:
+    """The reference that a source of pictures makes.
+
+    Args:
+        source: of the examples.
+        name: of the data and the split.
+        extractor: the feature network.
+        wanted: features whose moments are needed: features, spatial.
+        folder: where it is kept, under the hashes of the pictures and of the weights.
+
+    Raises:
+        ConfigError: no pictures, or features that are not finite.
+    """
+    hashed = content_hash(source)
+    network = extractor.network
+    key = hashlib.sha256(
+        f"{LAYOUT} {hashed} {network.name} {network.weights_hash} {network.resize} {wanted} {KEPT}"
+        "".encode()
+    ).hexdigest()[:HASH_DIGITS]
+    path = folder / f"{key}.npz"
+    known = _read(path)
+    if known is None:
+        collected = Collected(len(source), wanted)
+        for pixels, labels in pictures(source):
+            collected.add(pixels, extractor, labels)
+        known = _arrays(collected)
+        _write(path, known)
+    moments = {
+        one: Moments(len(source), known[f"{one}_mean"], known[f"{one}_scatter"]) for one in wanted
+    }
+    return Reference(
+        name=name, hash=hashed, count=len(source), moments=moments, features=known["kept"]
+    )
+
+
+def of_file(path: str | os.PathLike[str]) -> Reference:
+    """Published statistics, .npz with mu and sigma (and mu_s, sigma_s of the spatial features).
+
+    Raises:
+        ConfigError: no such file, not one of these layouts, or made with pickle.
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"reference={str(path)!r}: {error.strerror or error}") from error
+    try:
+        with np.load(io.BytesIO(raw), allow_pickle=False) as file:
+            wanted = {"mu", "sigma", "mu_s", "sigma_s", "n", "count"}
+            statistics = {name: file[name] for name in file.files if name in wanted}
+            names = file.files
+    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+        raise ConfigError(
+            f"reference={str(path)!r}: no .npz of arrays; expected mu and sigma"
+        ) from error
+    moments = {"features": as_moments(statistics or dict.fromkeys(names), str(path))}
+    if "mu_s" in statistics and "sigma_s" in statistics:
+        spatial = {"mu": statistics["mu_s"], "sigma": statistics["sigma_s"]}
+        moments["spatial"] = as_moments(spatial, str(path))
+    return Reference(
+        name=path.name,
+        hash=hashlib.sha256(raw).hexdigest()[:HASH_DIGITS],
+        count=moments["features"].count,
+        moments=moments,
+        features=None,
+    )
+
+
+def _arrays(collected: Collected) -> dict[str, np.ndarray]:
+    result = {"kept": collected.features()}
+    for name, stream in collected.moments.items():
+        total = stream.total()
+        result |= {f"{name}_mean": total.mean, f"{name}_scatter": total.scatter}
+    return result
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    """What was kept, or None where it is missing or was cut off."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+        return None
+
+
+def _write(path: Path, arrays: dict[str, Any]) -> None:
+    """Keeps it; a folder that cannot be written costs only the time of the next evaluation."""
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+
+    try:
+        replace_file(path, save)
+    except OSError:
+        return

@@ -1,0 +1,105 @@
+"""Feature networks by the name and file that a user gives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax import builders, data
+from diffusion_jax.errors import ConfigError, unknown_name
+from diffusion_jax.evaluation import references
+from diffusion_jax.evaluation.features import self_trained
+from diffusion_jax.evaluation.features.extract import three_channels
+from diffusion_jax.evaluation.features.protocol import HASH_DIGITS, FeatureNetwork
+from diffusion_jax.visual.pixels import replace_file
+
+OF_FILES: dict[str, Callable[..., FeatureNetwork]] = {}
+"""Name -> `build(tensors, path)`."""
+LEARN_FROM = 50_000
+"""Examples that the network of the data itself learns from, at most."""
+
+
+def feature_network(
+    asked: str, config: Any, training: data.Source, folder: Path, note: Callable[[str], None]
+) -> tuple[FeatureNetwork, str]:
+    """The network called NAME or NAME:FILE, and a remark about it.
+
+    Args:
+        asked: "self", or a name and the file of its weights.
+        config: of the run, for the held-out data that a network of its own is judged by.
+        training: what such a network learns from.
+        folder: where it is kept.
+        note: takes lines about what is going on.
+
+    Raises:
+        ConfigError: an unknown name, no file, or weights that do not fit.
+    """
+    name, _, path = asked.partition(":")
+    if name not in ("self", *OF_FILES):
+        raise ConfigError(unknown_name("features", name, ["self", *OF_FILES]))
+    if name == "self":
+        if path:
+            raise ConfigError(
+                f"features={asked!r}: this network learns from the data; leave {path!r}"
+            )
+        return _own(config, training, folder, note)
+    raise ConfigError(f"features={asked!r}: expected {name}:FILE, the file of its weights")
+
+
+def _own(
+    config: Any, training: data.Source, folder: Path, note: Callable[[str], None]
+) -> tuple[FeatureNetwork, str]:
+    parts = list(references.pictures(training))
+    pixels = three_channels(np.concatenate([part for part, _ in parts]))[:LEARN_FROM]
+    classes = training.spec.num_classes
+    labels = None
+    if classes and all(found is not None for _, found in parts):
+        labels = np.concatenate([found for _, found in parts])[:LEARN_FROM].astype(np.int32)
+    recipe = f"{self_trained.RECIPE} {classes} {pixels.shape}".encode()
+    digest = hashlib.sha256(recipe + np.ascontiguousarray(pixels[..., :1]).tobytes())
+    path = folder / f"self-{digest.hexdigest()[:HASH_DIGITS]}.npz"
+    network = _read(path)
+    if network is None:
+        note(f"a feature network learns from {len(pixels)} training pictures")
+        network = self_trained.train(pixels, labels, classes)
+        _write(path, network)
+    return network, _accuracy(network, config, labels is not None)
+
+
+def _accuracy(network: FeatureNetwork, config: Any, by_class: bool) -> str:
+    """How well it knows classes that it did not learn from."""
+    if not by_class:
+        return "learned quarter turns"
+    right, count = 0, 0
+    for pixels, labels in references.pictures(builders.source(config, "validation")):
+        logits = network.apply(network.params, three_channels(pixels))["logits"]
+        right += int((np.asarray(logits).argmax(1) == labels).sum())
+        count += len(pixels)
+    return f"right for {right / count:.1%} of {count} held out"
+
+
+def _read(path: Path) -> FeatureNetwork | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            flat = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError):
+        return None
+    params: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in flat.items():
+        layer, _, kind = name.partition(".")
+        params.setdefault(layer, {})[kind] = value
+    return self_trained.build(params)
+
+
+def _write(path: Path, network: FeatureNetwork) -> None:
+    flat = {f"{a}.{b}": value for a, layer in network.params.items() for b, value in layer.items()}
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, **flat)
+
+    replace_file(path, save)
