@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import builders, data
@@ -15,7 +16,6 @@ from diffusion_jax.evaluation import references
 from diffusion_jax.evaluation.features import self_trained
 from diffusion_jax.evaluation.features.extract import three_channels
 from diffusion_jax.evaluation.features.protocol import HASH_DIGITS, FeatureNetwork
-from diffusion_jax.visual.pixels import replace_file
 
 OF_FILES: dict[str, Callable[..., FeatureNetwork]] = {}
 """Name -> `build(tensors, path)`."""
@@ -76,17 +76,15 @@ def _accuracy(network: FeatureNetwork, config: Any, by_class: bool) -> str:
         return "learned quarter turns"
     right, count = 0, 0
     for pixels, labels in references.pictures(builders.source(config, "validation")):
-        logits = network.apply(network.params, three_channels(pixels))["logits"]
+        logits = network.apply(network.params, jnp.asarray(three_channels(pixels)))["logits"]
         right += int((np.asarray(logits).argmax(1) == labels).sum())
         count += len(pixels)
     return f"right for {right / count:.1%} of {count} held out"
 
 
 def _read(path: Path) -> FeatureNetwork | None:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            flat = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError):
+    flat = references.read_arrays(path)
+    if flat is None:
         return None
     params: dict[str, dict[str, np.ndarray]] = {}
     for name, value in flat.items():
@@ -96,10 +94,6 @@ def _read(path: Path) -> FeatureNetwork | None:
 
 
 def _write(path: Path, network: FeatureNetwork) -> None:
-    flat = {f"{a}.{b}": value for a, layer in network.params.items() for b, value in layer.items()}
-
-    def save(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, **flat)
-
-    replace_file(path, save)
+    layers = network.params.items()
+    flat = {f"{a}.{b}": value for a, layer in layers for b, value in layer.items()}
+    references.write_arrays(path, flat)

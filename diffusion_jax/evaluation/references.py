@@ -65,13 +65,13 @@ def of_source(
         "".encode()
     ).hexdigest()[:HASH_DIGITS]
     path = folder / f"{key}.npz"
-    known = _read(path)
+    known = read_arrays(path)
     if known is None:
         collected = Collected(len(source), wanted)
         for pixels, labels in pictures(source):
             collected.add(pixels, extractor, labels)
         known = _arrays(collected)
-        _write(path, known)
+        write_arrays(path, known)
     moments = {
         one: Moments(len(source), known[f"{one}_mean"], known[f"{one}_scatter"]) for one in wanted
     }
@@ -121,16 +121,17 @@ def _arrays(collected: Collected) -> dict[str, np.ndarray]:
     return result
 
 
-def _read(path: Path) -> dict[str, np.ndarray] | None:
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     """What was kept, or None where it is missing or was cut off."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # From memory: np.load leaves a file open that it cannot read.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError):
         return None
 
 
-def _write(path: Path, arrays: dict[str, Any]) -> None:
+def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Keeps it; a folder that cannot be written costs only the time of the next evaluation."""
 
     def save(temporary: Path) -> None:
