@@ -37,8 +37,8 @@ def lcm(
     for a network that maps to the end of the path. One evaluation and one draw a step; none on a
     step to sigma_s = 0. Uses x0, not eps, of the denoiser.
 
-    Raises ConfigError for a timestep_scaling or sigma_data that is not positive, or bad times,
-    ValueError without key and noise.
+    Raises ConfigError for a timestep_scaling or sigma_data that is not positive, bad times,
+    or without key and noise.
     """
     for name, value in (("timestep_scaling", timestep_scaling), ("sigma_data", sigma_data)):
         if value is not None and not value > 0.0:
@@ -88,8 +88,8 @@ def tcd(
 
     One evaluation and one draw a step. Uses x0 and eps of the denoiser, as `ddim` does.
 
-    Raises ConfigError for gamma outside [0, 1] or bad times, ValueError for gamma > 0 without key
-    and noise.
+    Raises ConfigError for gamma outside [0, 1], bad times, or gamma > 0 without key and
+    noise.
     """
     if not 0.0 <= gamma <= 1.0:
         raise ConfigError(f"gamma={gamma}; expected a number from 0 (deterministic) to 1")
@@ -122,8 +122,9 @@ def _lower_ends(schedule: Schedule, steps: Steps, gamma: float, table: bool) -> 
     r = (1.0 - gamma) * steps.s
     if table:
         size = schedule.num_steps
-        entry = np.round(np.asarray(steps.s) * size - 1.0).astype(np.float32)
-        r = (np.floor(np.float32(1.0 - gamma) * entry).astype(np.float64) + 1.0) / size
+        entry = xp.round(xp.asarray(steps.s) * size - 1.0).astype(np.float32)
+        kept = xp.floor(np.float32(1.0 - gamma) * entry).astype(xp.result_type(float))
+        r = (kept + 1.0) / size
     alpha, sigma = schedule.alpha(r), schedule.sigma(r)
     ratio = steps.alpha_s / alpha
     fresh = steps.sigma_s**2 - (sigma * ratio) ** 2

@@ -37,8 +37,8 @@ def ddim(
     `stride`, entries of the schedule's table: each step ends this many below its start, whatever
     the next time is, as libraries do for any spacing. None takes the times as they are.
 
-    First order; one evaluation a step. Raises ConfigError for eta outside [0, 1], bad times or a
-    stride below 1, ValueError for eta > 0 without key and noise.
+    First order; one evaluation a step. Raises ConfigError for eta outside [0, 1], bad times, a
+    stride that is not whole and above 0, or eta > 0 without key and noise.
     """
     check_eta(eta)
     x = stepping.start(x)

@@ -58,7 +58,7 @@ def ddpm(
     step as a library has them in single precision, which loses digits where either is small.
 
     Raises ConfigError for an unknown variance, a min_variance that is not positive with
-    final_noise, or bad times, ValueError without key and noise.
+    final_noise, a `rounded` of another shape, bad times, or without key and noise.
     """
     kind = _checked(variance, min_variance, final_noise)
     x = stepping.start(x)
@@ -104,5 +104,10 @@ def _coefficients(steps: Steps, rounded: tuple[Any, Any] | None) -> tuple[Any, A
         large = steps.sigma_t * xp.sqrt(steps.fresh)
         return steps.decay * steps.sigma_ratio, steps.alpha_s * steps.fresh, large
     kept, beta = (np.asarray(values, np.float64) for values in rounded)
+    for name, values in (("[0]", kept), ("[1]", beta)):
+        if values.shape != steps.t.shape:
+            raise ConfigError(
+                f"rounded{name} has shape {values.shape}; expected {steps.t.shape}, one a step"
+            )
     to_x0 = steps.alpha_s * beta / steps.sigma_t**2
     return xp.sqrt(kept) * steps.sigma_ratio**2, to_x0, xp.sqrt(beta)

@@ -97,8 +97,8 @@ def euler_ancestral(
     `s_noise`, a factor of the noise. One evaluation and one draw a step, none on a step to
     sigma_s = 0.
 
-    Raises ConfigError for eta outside [0, 1], a negative s_noise or bad times, ValueError for
-    eta > 0 without key and noise.
+    Raises ConfigError for eta outside [0, 1], a negative s_noise, bad times, or eta > 0
+    without key and noise.
     """
     check_eta(eta)
     check_noise(s_noise)

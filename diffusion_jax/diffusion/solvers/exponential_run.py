@@ -34,6 +34,7 @@ from diffusion_jax.diffusion.solvers.stepping import (
     State,
     Steps,
 )
+from diffusion_jax.errors import ConfigError
 
 
 def solve_multistep(
@@ -83,7 +84,10 @@ def solve_sde(
         xp, finite = steps.xp, direct(form, steps)
         grown = steps.alpha_s * steps.sigma_t / xp.where(finite, steps.alpha_t, 1.0)
         variance = (grown - steps.sigma_s) * (grown + steps.sigma_s)
-        std = xp.where(finite, xp.sqrt(xp.maximum(variance, 0.0)), steps.sigma_s)
+        # A root that is not taken must have a derivative all the same.
+        noisy = finite & (variance > 0.0)
+        root = xp.sqrt(xp.where(noisy, variance, 1.0))
+        std = xp.where(noisy, root, xp.where(finite, 0.0, steps.sigma_s))
     draws = stepping.draws(solver, x, len(steps.t), key, noise, std > 0.0)
     plan = multistep(form, steps, order, rules)
     return run_plan(form, denoiser, steps, x, plan, trajectory, std, draws)
@@ -113,8 +117,12 @@ def solve_singlestep(
     if orders is None:
         order = check_order(order, max(count, 3) if any_steps else count)
         listed = order_list(order, count, rules.lower_order_final)
+    elif rules.lower_order_final:
+        raise ConfigError(
+            "lower_order_final=True beside order_list, which gives the last orders too: leave one"
+        )
     else:
-        listed = check_order_list(orders, count)
+        listed = check_order_list(orders, count, 3 if order is None else check_order(order, 3))
     plan, fresh = singlestep(form, steps, listed, rules)
     if form != "sde_x0":
         return run_plan(form, denoiser, steps, x, plan, trajectory)
@@ -211,14 +219,15 @@ def run_corrected(
     x: State,
     order: int,
     rules: Rules,
-    asked: np.ndarray,
+    asked: Any,
     trajectory: bool,
 ) -> Result:
     """The scan of UniPC: multistep, and the results of the steps `asked` [steps] corrected once the
     denoiser has seen them. The states are those that it sees."""
     plan = multistep(form, steps, order, rules)
     correction, possible = corrector(form, steps, order, rules)
-    corrected = possible & np.concatenate([[False], asked[:-1]])
+    asked = steps.xp.asarray(asked)
+    corrected = possible & steps.xp.concatenate([asked[:1] & False, asked[:-1]])
 
     def update(x: Array, history: Any, row: Any) -> Any:
         (t, to_x, to_m, again_x, again_m, *levels), slot, corrected = row

@@ -40,8 +40,8 @@ def flow_euler(
     to the data: of a Gaussian, many steps leave (1 + sqrt(1 - r^2))/2 of the variance near
     sigma = 0. One evaluation and one draw a step; none on a step to sigma_s = 0.
 
-    Raises ConfigError for renewal outside [0, 1] or bad times, ValueError for renewal > 0 without
-    key and noise.
+    Raises ConfigError for renewal outside [0, 1], bad times, or renewal > 0 without key
+    and noise.
     """
     if not 0.0 <= renewal <= 1.0:
         raise ConfigError(f"renewal={renewal}; expected a number from 0 (deterministic) to 1")
@@ -90,8 +90,8 @@ def flow_heun(
     eta=1, is an Euler step. Second order for eta=0; two evaluations and, for eta > 0, one draw a
     step.
 
-    Raises ConfigError for eta outside [0, 1], a negative s_noise or bad times, ValueError for
-    eta > 0 without key and noise.
+    Raises ConfigError for eta outside [0, 1], a negative s_noise, bad times, or eta > 0
+    without key and noise.
     """
     check_noise(s_noise)
     x = stepping.start(x)

@@ -27,7 +27,8 @@ class RoundTrip(NamedTuple):
     returned: State
     """The state that DDIM makes of it at times[0], [batch, ...]."""
     error: Float[Array, " batch"]
-    """Root mean square of the difference from the data, in units of theirs, an example."""
+    """Root mean square of the difference from the data, in units of theirs (of 1 for an example of
+    zeros alone), an example."""
 
 
 def ddim_inversion(
@@ -96,10 +97,10 @@ def ddim_round_trip(
     noisy: Any = ddim_inversion(denoise, schedule, times, x, iterations=iterations)
     returned: Any = ddim(denoise, schedule, falling(times), noisy)
     axes = tuple(range(1, x.ndim))
-    missed, size = (
-        jnp.mean(a.astype(stepping.compute_dtype(x)) ** 2, axes) for a in (returned - x, x)
-    )
-    return RoundTrip(noisy, returned, jnp.sqrt(missed / size))
+    data, again = stepping.cast(x, x, returned)
+    missed, size = (jnp.mean(a**2, axes) for a in (again - data, data))
+    # Data that are 0 have no unit of their own; theirs is 1.
+    return RoundTrip(noisy, returned, jnp.sqrt(missed / jnp.where(size > 0.0, size, 1.0)))
 
 
 def falling(times: Any) -> np.ndarray:

@@ -185,7 +185,7 @@ class _Parts(NamedTuple):
         back = steps
         if stride is not None:
             # Libraries go back one stride from the second time to redo the step.
-            t = np.minimum(steps.s + stride / self.schedule.num_steps, 1.0)
+            t = steps.xp.minimum(steps.s + stride / self.schedule.num_steps, 1.0)
             alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
             back = steps._replace(t=t, alpha_t=alpha, sigma_t=sigma)
 
@@ -202,7 +202,7 @@ class _Parts(NamedTuple):
         half = 0.5 * (steps.t - steps.s)
         if stride is not None:
             # Steps after the third have no use for theirs, but must not leave the schedule.
-            half = np.minimum((stride // 2) / self.schedule.num_steps, steps.t)
+            half = steps.xp.minimum((stride // 2) / self.schedule.num_steps, steps.t)
 
         def to(s: Any) -> Steps:
             return steps._replace(
@@ -210,7 +210,7 @@ class _Parts(NamedTuple):
             )
 
         # In whole entries the first half step may end one entry above where it is evaluated.
-        middle, reached = to(np.minimum(steps.s + half, 1.0)), to(steps.t - half)
+        middle, reached = to(steps.xp.minimum(steps.s + half, 1.0)), to(steps.t - half)
         if self.corrected:
             u = 0.5 * (steps.sigma_t / steps.alpha_t + steps.sigma_s / steps.alpha_s)
             middle = reached = to(self.schedule.t_from_logsnr(-2.0 * steps.xp.log(u)))

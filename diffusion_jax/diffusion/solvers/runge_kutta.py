@@ -126,7 +126,7 @@ def kdpm2_ancestral(
     draw a step; a step to sigma_s = 0, or from alpha_t = 0 with eta=1, is an Euler step.
 
     Raises ConfigError for bad times, coordinates, eta outside [0, 1], a negative s_noise, or
-    ValueError for eta > 0 without key and noise.
+    eta > 0 without key and noise.
     """
     x = stepping.start(x)
     denoiser = as_denoiser(denoise, schedule)

@@ -98,11 +98,11 @@ def strided(schedule: Schedule, steps: Steps, stride: Count | None) -> Steps:
     time; below the first entry, at the last time. None leaves them."""
     if stride is None:
         return steps
-    if stride < 1:
-        raise ConfigError(f"stride={stride}; expected 1 or more entries of the schedule's table")
-    size = schedule.num_steps
-    entries = np.round(np.asarray(steps.t) * size) - stride
-    s = np.where(entries >= 1.0, entries / size, np.asarray(steps.s)[-1])
+    if not (stride >= 1 and stride % 1 == 0):
+        raise ConfigError(f"stride={stride}; expected 1 or more whole entries of the table")
+    xp, size = steps.xp, schedule.num_steps
+    entries = xp.round(steps.t * size) - int(stride)
+    s = xp.where(entries >= 1.0, entries / size, steps.s[-1])
     return steps._replace(s=s, alpha_s=schedule.alpha(s), sigma_s=schedule.sigma(s))
 
 
