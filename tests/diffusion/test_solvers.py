@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closed_forms import gaussian_denoiser
 
 from diffusion_jax.diffusion import beta_tables, schedules, solvers
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
@@ -28,16 +29,6 @@ TIMES = np.array([1.0, 0.83, 0.55, 0.3, 0.12, 0.0])
 def float64():
     with jax.enable_x64(True):
         yield
-
-
-def gaussian_denoiser(schedule, mean=0.4, std=0.6):
-    """E[x0 | x_t] of N(mean, std^2) data."""
-
-    def denoise(x, t):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        return (sigma**2 * mean + alpha * std**2 * x) / (alpha**2 * std**2 + sigma**2)
-
-    return denoise
 
 
 def start(shape=(3, 4), seed=0):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
+from closed_forms import gaussian_denoiser
 
 from diffusion_jax.diffusion import schedules, solvers, time_grids
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
@@ -70,14 +71,6 @@ def name_of(case):
 
 def solve(name, options, denoise, schedule, times, x, **more):
     return solvers.get(name)(denoise, schedule, times, x, **options, **more)
-
-
-def gaussian_denoiser(schedule, mean=0.4, std=0.6):
-    def denoise(x, t):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        return (sigma**2 * mean + alpha * std**2 * x) / (alpha**2 * std**2 + sigma**2)
-
-    return denoise
 
 
 def replay(shape):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closed_forms import gaussian_denoiser, mixture_denoiser
 from jax.scipy.stats import norm
 
 from diffusion_jax.diffusion import schedules, solvers, time_grids
@@ -25,32 +26,10 @@ def float64():
         yield
 
 
-def gaussian(schedule, mean=0.4, std=0.6):
-    """E[x0 | x_t] of N(mean, std^2) data; t a scalar or [B]."""
-
-    def denoise(x, t):
-        alpha, sigma = (expand(level(t), x) for level in (schedule.alpha, schedule.sigma))
-        return (sigma**2 * mean + alpha * std**2 * x) / (alpha**2 * std**2 + sigma**2)
-
-    return denoise
-
-
 def gaussian_map(schedule, x, t, s, mean=0.4, std=0.6):
     """The probability-flow ODE of Gaussian data keeps the number of standard deviations."""
     deviation = [np.hypot(schedule.alpha(r) * std, schedule.sigma(r)) for r in (t, s)]
     return schedule.alpha(s) * mean + deviation[1] / deviation[0] * (x - schedule.alpha(t) * mean)
-
-
-def mixture(schedule):
-    def denoise(x, t):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        variance = alpha**2 * STDS**2 + sigma**2
-        centred = x[..., None] - alpha * MEANS
-        log_weight = jnp.log(WEIGHTS) - 0.5 * jnp.log(variance) - 0.5 * centred**2 / variance
-        means = MEANS + alpha * STDS**2 / variance * centred
-        return (jax.nn.softmax(log_weight) * means).sum(-1)
-
-    return denoise
 
 
 def mixture_map(schedule, x, t, s):
@@ -71,7 +50,7 @@ def mixture_map(schedule, x, t, s):
 
 def sample(name, schedule, times, x, denoise=None, **options):
     solver = solvers.get(name)
-    denoise = denoise or gaussian(schedule)
+    denoise = denoise or gaussian_denoiser(schedule)
     return jax.jit(lambda x: solver(denoise, schedule, times, x, **options))(x)
 
 
@@ -82,7 +61,22 @@ def test_orders_of_lms_pay_off():
     times = time_grids.uniform_logsnr(EDM, 80, t, s)
     exact = mixture_map(EDM, x, t, s)
     error = [
-        np.sqrt(np.mean((sample("lms", EDM, times, x, mixture(EDM), order=order) - exact) ** 2))
+        np.sqrt(
+            np.mean(
+                (
+                    sample(
+                        "lms",
+                        EDM,
+                        times,
+                        x,
+                        mixture_denoiser(EDM, WEIGHTS, MEANS, STDS),
+                        order=order,
+                    )
+                    - exact
+                )
+                ** 2
+            )
+        )
         for order in (1, 2, 3)
     ]
     assert error[2] < 0.2 * error[1] < 0.04 * error[0]
@@ -137,7 +131,7 @@ def test_pure_noise_to_data_in_few_steps(name):
 def test_pndm_steps_as_it_says():
     # PLMS by hand: the step repeated, then two, three and four values; DDIM's transfer.
     times, x = np.array([0.9, 0.8, 0.7, 0.55, 0.4, 0.2]), RNG.normal(size=(3, 4))
-    denoise = gaussian(COSINE)
+    denoise = gaussian_denoiser(COSINE)
 
     def eps(x, t):
         return (x - COSINE.alpha(t) * np.asarray(denoise(x, t))) / COSINE.sigma(t)
@@ -188,7 +182,7 @@ def test_ddim_inversion_and_its_error():
     # In steps and, with iterations, in nothing: then it is the inverse of DDIM.
     t, s = COSINE.t_from_logsnr(np.array([-5.0, 5.0]))
     x, errors = RNG.normal(size=(2, 5)), []
-    denoise = gaussian(COSINE)
+    denoise = gaussian_denoiser(COSINE)
 
     def round_trip(steps, **options):
         rising = time_grids.uniform_logsnr(COSINE, steps, t, s)[::-1]
@@ -218,7 +212,13 @@ def test_ddim_inversion_and_its_error():
 def adaptive(schedule, times, x, tolerance, **options):
     def run(x):
         return solvers.dopri5(
-            gaussian(schedule), schedule, times, x, rtol=tolerance, atol=tolerance, **options
+            gaussian_denoiser(schedule),
+            schedule,
+            times,
+            x,
+            rtol=tolerance,
+            atol=tolerance,
+            **options,
         )
 
     return jax.jit(run)(x)
@@ -256,7 +256,7 @@ def test_adaptive_steps_to_the_data_end_in_an_estimate():
     states = adaptive(FLOW, [1.0, 0.5, 0.0], x, 1e-8, trajectory=True, last_sigma=0.02)[1]
     t = FLOW.t_from_logsnr(-2 * np.log(0.02))
     before = gaussian_map(FLOW, x, 1.0, t)
-    np.testing.assert_allclose(states[-1], gaussian(FLOW)(before, t), atol=1e-6)
+    np.testing.assert_allclose(states[-1], gaussian_denoiser(FLOW)(before, t), atol=1e-6)
     np.testing.assert_allclose(states[1], gaussian_map(FLOW, x, 1.0, 0.5), atol=1e-6)
 
 
@@ -292,5 +292,5 @@ def test_bad_options_are_named(name, options, message):
     options = {"times": TIMES, **options}
     times = options.pop("times")
     with pytest.raises(ValueError, match=message) as error:
-        getattr(solvers, name)(gaussian(COSINE), COSINE, times, np.ones((2, 4)), **options)
+        getattr(solvers, name)(gaussian_denoiser(COSINE), COSINE, times, np.ones((2, 4)), **options)
     assert "\n" not in str(error.value)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
+from closed_forms import gaussian_denoiser, mixture_denoiser
 from quick import jit
 
 from diffusion_jax.diffusion import schedules, solvers, time_grids
 from diffusion_jax.diffusion.processes import Gaussian
 
-WEIGHTS, MEANS, STDS = np.array([[0.3, 0.5, 0.2], [-1.2, 0.4, 1.5], [0.25, 0.35, 0.3]])
+WEIGHTS, MEANS, STDS = MIXTURE = np.array([[0.3, 0.5, 0.2], [-1.2, 0.4, 1.5], [0.25, 0.35, 0.3]])
 RNG = np.random.default_rng(11)
 SCHEDULE = schedules.cosine()
 COUNTS = 80, 640
@@ -116,26 +116,6 @@ def name_of(case):
     return "-".join([case[0], *(f"{k}={v}" for k, v in case[1].items())])
 
 
-def mixture_denoiser(schedule):
-    def denoise(x, t):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        variance = alpha**2 * STDS**2 + sigma**2
-        centred = x[..., None] - alpha * MEANS
-        log_weight = jnp.log(WEIGHTS) - 0.5 * jnp.log(variance) - 0.5 * centred**2 / variance
-        means = MEANS + alpha * STDS**2 / variance * centred
-        return (jax.nn.softmax(log_weight) * means).sum(-1)
-
-    return denoise
-
-
-def gaussian_denoiser(schedule, mean=0.4, std=0.6):
-    def denoise(x, t):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        return (sigma**2 * mean + alpha * std**2 * x) / (alpha**2 * std**2 + sigma**2)
-
-    return denoise
-
-
 def grid(schedule, steps):
     """logsnr from -4 to 4."""
     t, s = schedule.t_from_logsnr(np.array([-4.0, 4.0]))
@@ -203,7 +183,7 @@ def test_orders_of_some_on_a_mixture():
     """A method of each kind; all are below."""
     cases = [case for case in ODES if name_of(case) in SOME]
     assert len(cases) == len(SOME)
-    x, denoise = np.random.default_rng(3).normal(size=20), mixture_denoiser(SCHEDULE)
+    x, denoise = np.random.default_rng(3).normal(size=20), mixture_denoiser(SCHEDULE, *MIXTURE)
     error = errors(cases, denoise, SCHEDULE, x, exact_on_the_mixture(SCHEDULE, x))
     check(cases, observed_orders(error))
 
@@ -211,7 +191,7 @@ def test_orders_of_some_on_a_mixture():
 @pytest.mark.slow
 def test_orders_on_a_mixture():
     x = np.random.default_rng(3).normal(size=20)
-    cases, denoise = [*ODES, *PUBLISHED], mixture_denoiser(SCHEDULE)
+    cases, denoise = [*ODES, *PUBLISHED], mixture_denoiser(SCHEDULE, *MIXTURE)
     error = errors(cases, denoise, SCHEDULE, x, exact_on_the_mixture(SCHEDULE, x))
     observed = observed_orders(error)
     check(cases, observed)
@@ -240,7 +220,7 @@ def test_orders_in_units_of_sigma(schedule):
         ("dpmpp_2m", {}, 2),
         ("lms", {"order": 4, "corrected": True}, 4),
     ]
-    denoise = mixture_denoiser(schedule)
+    denoise = mixture_denoiser(schedule, *MIXTURE)
     error = errors(cases, denoise, schedule, x, exact_on_the_mixture(schedule, x))
     check(cases, observed_orders(error))
 
@@ -266,7 +246,7 @@ def test_orders_of_the_drift():
     )
     exact = solution.y[:, -1] * sigma[1] ** 2 / alpha[1]
     still = lambda step, draw, shape: np.zeros(shape)  # noqa: E731
-    error = errors(DRIFTS, mixture_denoiser(SCHEDULE), SCHEDULE, x, exact, noise=still)
+    error = errors(DRIFTS, mixture_denoiser(SCHEDULE, *MIXTURE), SCHEDULE, x, exact, noise=still)
     check(DRIFTS, observed_orders(error))
 
 
