@@ -13,6 +13,7 @@ from closed_forms import gaussian_denoiser
 from diffusion_jax.diffusion import beta_tables, schedules, solvers
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
 from diffusion_jax.diffusion.processes import Gaussian
+from diffusion_jax.errors import ConfigError
 
 DETERMINISTIC = ["ddim", "euler", "heun", "dpmpp_2m"]
 STOCHASTIC = ["ddpm", "dpmpp_sde"]
@@ -331,11 +332,11 @@ def test_bad_arguments_are_named(name, options, message):
     if "keys" in options:
         options["key"] = jax.random.split(jax.random.key(0), options.pop("keys"))
     times, x = options.pop("times"), options.pop("x")
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         run(name, schedules.cosine(), times, x, **options)
     assert "\n" not in str(error.value)
 
 
 def test_an_unknown_solver_names_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'dpmpp_2m'"):
+    with pytest.raises(ConfigError, match="did you mean 'dpmpp_2m'"):
         solvers.get("dpmpp2m")

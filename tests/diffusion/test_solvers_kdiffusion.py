@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,10 @@ from jax.scipy.stats import norm
 
 from diffusion_jax.diffusion import schedules, solvers, time_grids
 from diffusion_jax.diffusion.broadcasting import expand
-from diffusion_jax.diffusion.denoiser import Denoised
+from diffusion_jax.diffusion.denoiser import Denoised, Denoiser, as_denoiser
+from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.lms import adams_weights
+from diffusion_jax.errors import ConfigError
 
 WEIGHTS, MEANS, STDS = np.array([[0.3, 0.5, 0.2], [-1.2, 0.4, 1.5], [0.25, 0.35, 0.3]])
 COSINE, FLOW, EDM = schedules.cosine(), schedules.rectified_flow(), schedules.edm(sigma_max=10.0)
@@ -209,6 +213,21 @@ def test_ddim_inversion_and_its_error():
     np.testing.assert_allclose(end, -1.3, rtol=1e-12)
 
 
+def test_a_round_trip_is_measured_in_float32_and_that_of_zeros_in_units():
+    times = [0.1, 0.5, 0.9]
+    denoise = gaussian_denoiser(COSINE)
+    x = jnp.asarray(RNG.normal(size=(2, 64)), jnp.bfloat16)
+    trip = solvers.ddim_round_trip(denoise, COSINE, times, x)
+    missed = np.asarray(trip.returned, np.float64) - np.asarray(x, np.float64)
+    expected = np.sqrt((missed**2).mean(1) / (np.asarray(x, np.float64) ** 2).mean(1))
+    np.testing.assert_allclose(trip.error, expected, rtol=1e-5)
+    zeros = solvers.ddim_round_trip(denoise, COSINE, times, np.zeros((2, 3)))
+    np.testing.assert_allclose(zeros.error, np.sqrt((zeros.returned**2).mean(1)), rtol=1e-12)
+    assert (zeros.error > 0.0).all()
+    nothing = solvers.ddim_round_trip(lambda x, t: 0.0 * x, COSINE, times, np.zeros((2, 3)))
+    np.testing.assert_array_equal(nothing.error, 0.0)
+
+
 def adaptive(schedule, times, x, tolerance, **options):
     def run(x):
         return solvers.dopri5(
@@ -248,6 +267,23 @@ def test_adaptive_steps_are_of_an_example_alone():
     part, few = adaptive(FLOW, [1.0, 0.2], x[:1], 1e-6, evaluations=True)
     np.testing.assert_allclose(part, whole[:1], rtol=1e-12)
     assert few <= many
+
+
+def test_adaptive_steps_give_a_function_times_that_broadcast():
+    # Of a square x too, where [batch] would be taken for the last axis.
+    x = RNG.normal(size=(4, 4))
+    seen = []
+
+    def of_time(x, t):
+        seen.append((np.shape(t), expand(t, x).shape))
+        return 0.3 * t + 0.5 * x
+
+    def alike(x, t, carry):
+        return Denoised(0.3 * expand(t, x) + 0.5 * x), carry
+
+    run = jax.jit(lambda x, d: solvers.dopri5(d, FLOW, [1.0, 0.2], x), static_argnums=1)
+    np.testing.assert_allclose(run(x, of_time), run(x, Denoiser(alike)), rtol=1e-12)
+    assert set(seen) == {((4, 1), (4, 1))}
 
 
 def test_adaptive_steps_to_the_data_end_in_an_estimate():
@@ -291,6 +327,17 @@ def test_adaptive_steps_that_do_not_arrive_are_no_numbers():
 def test_bad_options_are_named(name, options, message):
     options = {"times": TIMES, **options}
     times = options.pop("times")
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         getattr(solvers, name)(gaussian_denoiser(COSINE), COSINE, times, np.ones((2, 4)), **options)
     assert "\n" not in str(error.value)
+
+
+def test_counts_that_are_not_whole_are_refused():
+    # As they come without the types being checked, which these tests do.
+    denoise, x = gaussian_denoiser(COSINE), np.ones((2, 4))
+    dopri5, strided = map(inspect.unwrap, (solvers.dopri5, stepping.strided))
+    with pytest.raises(ConfigError, match=r"max_tries=0\.5; expected a whole number"):
+        dopri5(denoise, COSINE, TIMES, x, max_tries=0.5)
+    steps = stepping.steps_of(as_denoiser(denoise), COSINE, TIMES)
+    with pytest.raises(ConfigError, match=r"stride=1\.5; expected 1 or more whole"):
+        strided(COSINE, steps, 1.5)

@@ -12,6 +12,7 @@ from closed_forms import gaussian_denoiser
 
 from diffusion_jax.diffusion import schedules, solvers, time_grids
 from diffusion_jax.diffusion.denoiser import Denoised
+from diffusion_jax.errors import ConfigError
 
 TIMES = np.array([1.0, 0.83, 0.55, 0.3, 0.12, 0.0])
 COSINE, FLOW, EDM = schedules.cosine(), schedules.rectified_flow(), schedules.edm(sigma_max=20.0)
@@ -240,11 +241,12 @@ def test_noise_on_the_last_step_of_ddpm():
         ("lcm", {"timestep_scaling": 0.0}, "timestep_scaling=0.0"),
         ("ddpm", {"min_variance": 0.0, "final_noise": True}, "min_variance=0.0"),
         ("ddim", {"stride": 0}, "stride=0"),
+        ("ddpm", {"rounded": ([0.5], [0.5])}, r"rounded\[0\] has shape \(1,\); expected \(5,\)"),
         ("heun", {"coordinates": "sigma"}, "coordinates='sigma' divides by alpha"),
     ],
 )
 def test_bad_options_are_named(name, options, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         solvers.get(name)(gaussian_denoiser(COSINE), COSINE, TIMES, X, **options)
     assert "\n" not in str(error.value)
 
@@ -252,7 +254,7 @@ def test_bad_options_are_named(name, options, message):
 def test_churn_beyond_a_schedule_is_refused():
     # A table ends with its last entry.
     schedule = schedules.table(schedules.linear_betas())
-    with pytest.raises(ValueError, match=r"s_churn=1.0 raises sigma/alpha at times\[0\]=1 to"):
+    with pytest.raises(ConfigError, match=r"s_churn=1.0 raises sigma/alpha at times\[0\]=1 to"):
         solvers.euler(
             gaussian_denoiser(schedule), schedule, [1.0, 0.5], X, noise=replay, s_churn=1.0
         )
