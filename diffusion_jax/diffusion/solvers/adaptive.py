@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Count, Number, expand
-from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
+from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.coordinates import Coordinates, coordinates_of
@@ -62,11 +62,9 @@ def dopri5(
     )
     if max_tries % 1 != 0:
         raise ConfigError(f"max_tries={max_tries}; expected a whole number of tries")
-    x = stepping.start(x)
     if not isinstance(denoise, Denoiser):
         denoise = _broadcasting(denoise)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     levels = coordinates_of(steps, coordinates)
     slope_at = _slope_of(denoiser, schedule, levels.flow)
     pair = EmbeddedPair(slope_at, float(rtol), float(atol), int(max_tries), float(first_step))

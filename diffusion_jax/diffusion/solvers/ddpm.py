@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Number
-from diffusion_jax.diffusion.denoiser import as_denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.stepping import Denoise, Noise, Result, Start, Steps
@@ -61,9 +60,7 @@ def ddpm(
     final_noise, a `rounded` of another shape, bad times, or without key and noise.
     """
     kind = _checked(variance, min_variance, final_noise)
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     xp = steps.xp
     noisy = (steps.sigma_s > 0.0) | final_noise
     to_x, to_x0, large = _coefficients(steps, rounded)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Count
-from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
+from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.exponential import direct
@@ -51,9 +51,7 @@ def solve_multistep(
 ) -> Result:
     """A deterministic multistep method; with `any_steps` also on fewer steps than `order`."""
     check_type(rules.solver_type)
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     count = len(steps.t)
     order = check_order(order, max(count, 3) if any_steps else count)
     return run_plan(form, denoiser, steps, x, multistep(form, steps, order, rules), trajectory)
@@ -74,9 +72,7 @@ def solve_sde(
 ) -> Result:
     """A stochastic multistep method, called `solver` in errors."""
     check_type(rules.solver_type)
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     order = check_order(order, len(steps.t), 2 if form == "sde_eps" else 3)
     if form == "sde_x0":
         std = steps.sigma_s * steps.xp.sqrt(steps.xp.maximum(steps.fresh, 0.0))
@@ -110,9 +106,7 @@ def solve_singlestep(
 ) -> Result:
     """A single-step method; with `any_steps` also on fewer steps than `order`."""
     check_type(rules.solver_type)
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     count = len(steps.t)
     if orders is None:
         order = check_order(order, max(count, 3) if any_steps else count)

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion.broadcasting import Count
-from diffusion_jax.diffusion.denoiser import as_denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.ddim import ddim
@@ -57,10 +56,8 @@ def ddim_inversion(
     """
     if iterations < 0:
         raise ConfigError(f"iterations={iterations}; expected 0 (explicit) or more")
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
     # The steps of DDIM, noisiest first, turned over.
-    steps = stepping.steps_of(denoiser, schedule, falling(times))
+    x, denoiser, steps = stepping.prepare(denoise, schedule, falling(times), x)
     xp = steps.xp
     evaluated = xp.where(steps.sigma_s > 0.0, steps.s, steps.t)
     ratio = steps.alpha_t / steps.alpha_s

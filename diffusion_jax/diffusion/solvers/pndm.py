@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Count
-from diffusion_jax.diffusion.denoiser import Denoised, Denoiser, as_denoiser
+from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.lms import adams_weights
@@ -71,9 +71,7 @@ def pndm(
     values, or `corrected` with a stride, with values="v" or from alpha = 0.
     """
     del key, noise
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     prk = len(steps.t) >= 4 if prk is None else prk
     _check(steps, prk, stride, values, corrected)
     return _run(_Parts(denoiser, schedule, values, corrected), steps, x, prk, stride, trajectory)

@@ -22,7 +22,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.diffusion.broadcasting import Count
-from diffusion_jax.diffusion.denoiser import Denoiser
+from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
 from diffusion_jax.diffusion.processes.categorical import TokenProcess
 from diffusion_jax.diffusion.processes.protocol import Process
 from diffusion_jax.diffusion.schedule_base import Schedule
@@ -91,6 +91,15 @@ def steps_of(denoiser: Denoiser, schedule: Schedule, times: Any) -> Steps:
         k = int(np.argmin(sigma[:-1] > 0.0))
         raise ConfigError(f"times[{k}]={times[k]} has sigma={sigma[k]}; only the last may have 0")
     return Steps(times[:-1], times[1:], alpha[:-1], alpha[1:], sigma[:-1], sigma[1:])
+
+
+def prepare(
+    denoise: Denoise, schedule: Schedule, times: Any, x: Start
+) -> tuple[State, Denoiser, Steps]:
+    """What a solver begins with: `x` by `start`, the denoiser, and its steps by `steps_of`."""
+    state = start(x)
+    denoiser = as_denoiser(denoise, schedule)
+    return state, denoiser, steps_of(denoiser, schedule, times)
 
 
 def strided(schedule: Schedule, steps: Steps, stride: Count | None) -> Steps:

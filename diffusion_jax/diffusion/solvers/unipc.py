@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Count
-from diffusion_jax.diffusion.denoiser import as_denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.exponential import begins
@@ -60,9 +59,7 @@ def unipc(
     """
     del key, noise
     check_type(solver_type, SOLVER_TYPES)
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     count = len(steps.t)
     order = check_order(order, count)
     for number in disable_corrector:
