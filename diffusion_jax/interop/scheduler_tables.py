@@ -12,10 +12,10 @@ import numpy as np
 from scipy.special import betaincinv
 
 from diffusion_jax.diffusion.beta_tables import Table, cosine_betas, table
+from diffusion_jax.errors import ConfigError
 from diffusion_jax.interop.scheduler_config import SchedulerConfig
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-SPACINGS = ("linspace", "leading", "trailing")
 
 # What stands for the squared signal factor 0 where a scheduler divides by it.
 _ALMOST_ZERO = 2.0**-24
@@ -55,9 +55,9 @@ def betas_of(config: SchedulerConfig) -> np.ndarray:
 
 
 def _plain_betas(config: SchedulerConfig) -> np.ndarray:
-    count = int(config["num_train_timesteps"])
+    count = config.size
     if config.get("trained_betas") is not None:
-        return np.asarray(config["trained_betas"], np.float32)
+        return _trained_betas(config, count)
     names = {
         "DDPMScheduler": (*BETA_SCHEDULES, "laplace", "sigmoid"),
         "HeunDiscreteScheduler": (*BETA_SCHEDULES, "exp"),
@@ -68,13 +68,30 @@ def _plain_betas(config: SchedulerConfig) -> np.ndarray:
         return cosine_betas(count).astype(np.float32)
     if name in ("laplace", "exp"):
         return _decaying(name, count)
-    start, end = config["beta_start"], config["beta_end"]
+    start, end = (config.number(f, above=0.0, below=1.0) for f in ("beta_start", "beta_end"))
     if name == "linear":
         return _spread(start, end, count)
     if name == "scaled_linear":
         return _spread(start**0.5, end**0.5, count) ** 2
     logistic = np.float32(1.0) / (np.float32(1.0) + np.exp(-_spread(-6.0, 6.0, count)))
     return logistic * np.float32(end - start) + np.float32(start)
+
+
+def _trained_betas(config: SchedulerConfig, count: int) -> np.ndarray:
+    try:
+        betas = np.asarray(config["trained_betas"], np.float32)
+    except (TypeError, ValueError):
+        betas = np.empty(0, np.float32)
+    if betas.shape != (count,):
+        raise ConfigError(
+            f"{config.class_name}: trained_betas has {betas.size} entries; "
+            f"num_train_timesteps={count}"
+        )
+    wrong = ~((betas > 0.0) & (betas < 1.0))
+    if wrong.any():
+        k = int(wrong.argmax())
+        raise config.refuse_argument(f"trained_betas[{k}]", float(betas[k]), "above 0, below 1")
+    return betas
 
 
 def _decaying(name: str, count: int) -> np.ndarray:
@@ -138,9 +155,11 @@ def respaced(config: SchedulerConfig, levels: np.ndarray, steps: int) -> np.ndar
         raise config.refuse(f"use_{asked[1]}_sigmas", [f"False beside use_{asked[0]}_sigmas"])
     if not asked:
         return None
-    low, high = config.get("sigma_min"), config.get("sigma_max")
-    low = float(levels[-1]) if low is None else low
-    high = float(levels[0]) if high is None else high
+    low, high = float(levels[-1]), float(levels[0])
+    if config.get("sigma_min") is not None:
+        low = config.number("sigma_min", above=0.0)
+    if config.get("sigma_max") is not None:
+        high = config.number("sigma_max", above=low)
     spread = {"karras": karras, "exponential": exponential, "beta": beta_distributed}[asked[0]]
     return spread(low, high, steps)
 
