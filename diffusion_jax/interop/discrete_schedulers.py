@@ -151,7 +151,9 @@ def table_plan(
     evaluated = timesteps if evaluated is None else evaluated
     outside = (evaluated < 0) | (evaluated >= size)
     if outside.any():
-        raise config.refuse_argument("timestep", int(evaluated[outside][0]), f"0 to {size - 1}")
+        # Of some numbers of steps diffusers' rounding of "trailing" leads below 0.
+        expected = f"0 to {size - 1}; take another number of steps"
+        raise config.refuse_argument("timestep", int(evaluated[outside][0]), expected)
     choices = {"UnCLIPScheduler": ("epsilon", "sample")}.get(config.class_name, PREDICTIONS)
     below = 0.0 if config.get("set_alpha_to_one", True) or np.isneginf(after[-1]) else 1.0 / size
     last = below if after[-1] < 0.0 else (after[-1] + 1.0) / size

@@ -203,6 +203,12 @@ def test_given_lists_fall_within_their_range(given, arguments, expected):
             {},
             ["steps_offset=1", "at most 0"],
         ),
+        (
+            config("DDIM", timestep_spacing="trailing"),
+            61,
+            {},
+            ["timestep=-1", "0 to 999", "another number of steps"],
+        ),
         (config("LCM"), 4, {"strength": 0}, ["strength=0", "above 0"]),
         (config("LCM"), 4, {"strength": 1.5}, ["strength=1.5", "at most 1"]),
         (config("LCM"), 4, {"strength": 0.01}, ["strength=0.01", "1/50"]),
