@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import betaincinv
 
 from diffusion_jax.diffusion.beta_tables import Table, cosine_betas, table
+from diffusion_jax.diffusion.broadcasting import Number
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.interop.scheduler_config import SchedulerConfig
 
@@ -135,7 +136,7 @@ def karras(low: float, high: float, steps: int, rho: float = 7.0) -> np.ndarray:
     return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
 
 
-def exponential(low: float, high: float, steps: int) -> np.ndarray:
+def exponential(low: Number, high: Number, steps: int) -> np.ndarray:
     """Levels from high to low, equally spaced in their logarithm."""
     return np.exp(np.linspace(np.log(high), np.log(low), steps))
 
