@@ -115,14 +115,16 @@ def unipc(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> S
     kind = config.choose("solver_type", ("bh1", "bh2", *others))
     predict_x0 = bool(config["predict_x0"])
     counted = len(timesteps)
+    disabled = config["disable_corrector"]
+    if not isinstance(disabled, (list, tuple)):
+        raise config.refuse_argument("disable_corrector", disabled, "a list of steps")
+    uncorrected = [int(config.checked("disable_corrector", k, whole=True)) for k in disabled]
     options = {
         "order": order_of(config, counted - begin),
         "solver_type": others.get(kind, kind),
         "predict_x0": predict_x0,
         "lower_order_final": bool(config["lower_order_final"]),
-        "disable_corrector": tuple(
-            int(step) - begin for step in config["disable_corrector"] if step >= begin
-        ),
+        "disable_corrector": tuple(step - begin for step in uncorrected if step >= begin),
     }
     draws = (0,) * (counted - begin)
     return _plan(

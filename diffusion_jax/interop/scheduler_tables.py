@@ -52,6 +52,13 @@ def level_of(products: np.ndarray) -> np.ndarray:
 def betas_of(config: SchedulerConfig) -> np.ndarray:
     """[T], betas in single precision."""
     betas = _plain_betas(config)
+    lost = _products(betas) == 0.0
+    if lost.any():
+        first = int(lost.argmax())
+        raise ConfigError(
+            f"{config.class_name}: alpha is 0 from timestep {first} on; expected a "
+            "lower beta_end, beta_start or trained_betas"
+        )
     return _zero_terminal(betas) if config.get("rescale_betas_zero_snr") else betas
 
 
