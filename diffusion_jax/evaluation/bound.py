@@ -131,7 +131,7 @@ def floor_bits(sequences: np.ndarray, process: Any, times: np.ndarray) -> float 
     Returns:
         the floor, or None where the data or their noisy states are too many to be enumerated.
     """
-    flat = sequences.reshape(len(sequences), -1)
+    flat = np.asarray(sequences, np.float64).reshape(len(sequences), -1)
     distinct, counts = np.unique(flat, axis=0, return_counts=True)
     many = likelihood.noisy_states(distinct) > likelihood.MOST_STATES
     if len(distinct) > ENUMERABLE or many:
