@@ -124,7 +124,8 @@ def unipc(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> S
         "solver_type": others.get(kind, kind),
         "predict_x0": predict_x0,
         "lower_order_final": bool(config["lower_order_final"]),
-        "disable_corrector": tuple(step - begin for step in uncorrected if step >= begin),
+        # Numbers of steps that a shorter run does not have say nothing about it.
+        "disable_corrector": tuple(k - begin for k in uncorrected if begin <= k < counted),
     }
     draws = (0,) * (counted - begin)
     return _plan(
