@@ -55,7 +55,7 @@ def bits_per_dim(
             label, numbers or names of classes; text, captions; scalar, rows of numbers.
         num: how many, from the first; None for all.
         split: of the workdir's data: "validation" or "train".
-        batch_size: changes nothing but speed and memory, but for the spread "batch".
+        batch_size: changes nothing but speed and memory.
         ema: of a workdir: another stored average; "" takes the raw weights.
         **options: fields of `LikelihoodOptions` (method, steps, draws, seed, ...).
 

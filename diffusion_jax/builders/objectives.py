@@ -87,6 +87,8 @@ def _variational(
     config: Config, built: Model, options: Mapping[str, Any], drop: Mapping[str, float]
 ) -> Variational | GaussianBound:
     field = "objective.variational"
+    if options["num_steps"] or built.learns_schedule:
+        _check_unread(options)
     if options["num_steps"]:
         with section(f"{field}.num_steps"):
             times = time_grids.uniform(options["num_steps"])
@@ -115,6 +117,19 @@ def _variational(
         sigma_data=built.sigma_data,
         drop=drop,
     )
+
+
+def _check_unread(options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for options of continuous time that nothing reads."""
+    field, defaults = "objective.variational", configs.base().objective.variational
+    steps = options["num_steps"]
+    why = f"num_steps={steps} has its own times" if steps else "a learned schedule has its own"
+    for name in ("first_time", "proposal"):
+        if options[name] != defaults[name]:
+            raise ConfigError(
+                f"config.{field}.{name}={options[name]!r}: not read, {why}; leave it at "
+                f"{defaults[name]!r}"
+            )
 
 
 def _decoder(config: Config, built: Model) -> likelihood.Decoder:

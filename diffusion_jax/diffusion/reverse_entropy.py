@@ -13,6 +13,10 @@ of its variances, is at most beta / (1 - r^2) (by the entropy power inequality):
 is preserved. For any data it loses at most the -log r of the contraction:
 
   (2)  H(x_s | x_t)  <=  H(x_t | x_s) - log r
+
+and of data whose elements have the variance v in the mean no more is open than before the step was:
+
+  (3)  H(x_s | x_t)  <=  H(x_s)  <=  log(2 pi e (alpha_s^2 v + sigma_s^2)) / 2
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.diffusion.broadcasting import namespace
+from diffusion_jax.diffusion.broadcasting import Number, namespace
 from diffusion_jax.diffusion.processes.binomial import Binomial
 from diffusion_jax.diffusion.processes.gaussian import Gaussian
 from diffusion_jax.diffusion.time_grids import check_times
@@ -36,7 +40,9 @@ class EntropyBounds(NamedTuple):
     upper: Any
 
 
-def reverse_entropy_bounds(process: Any, times: Any, *, any_data: bool = False) -> EntropyBounds:
+def reverse_entropy_bounds(
+    process: Any, times: Any, *, any_data: bool = False, variance: Number | None = None
+) -> EntropyBounds:
     """The bounds (1) on H(x_s | x_t) of every step of `times`, in closed form.
 
     NumPy float64, or JAX for a schedule of JAX parameters. Over a Gaussian process the entropies
@@ -46,6 +52,9 @@ def reverse_entropy_bounds(process: Any, times: Any, *, any_data: bool = False) 
       process: Gaussian or binomial.
       times: decreasing.
       any_data: (2) in place of the right side of (1), for data of any width.
+      variance: v of a Gaussian process, or more. The lower of (2) and (3) then takes the place of
+        the right side in steps in which such data may lose entropy. None takes data that lose none,
+        such as those of variance 1 where it is preserved.
 
     Raises:
       ValueError: bad times, or another process.
@@ -64,7 +73,16 @@ def reverse_entropy_bounds(process: Any, times: Any, *, any_data: bool = False) 
     with np.errstate(divide="ignore"):
         unit = 0.5 * xp.log(2.0 * math.pi * math.e * fresh)
         lower, upper = unit + xp.log(sigma_s), unit + xp.log(sigma_t)
-        return EntropyBounds(lower, upper - xp.log(alpha_t / alpha_s) if any_data else upper)
+        ratio = alpha_t / alpha_s
+        general = upper - xp.log(ratio)
+        if any_data or variance is None:
+            return EntropyBounds(lower, general if any_data else upper)
+        # No entropy is lost where the mean variance of x_s is at most beta / (1 - r^2).
+        before = alpha_s**2 * variance + sigma_s**2
+        beta = sigma_t**2 - (ratio * sigma_s) ** 2
+        kept = (1.0 - ratio**2) * before <= beta * (1.0 + 1e-6)
+        wide = xp.minimum(general, 0.5 * xp.log(2.0 * math.pi * math.e * before))
+        return EntropyBounds(lower, xp.where(kept, upper, wide))
 
 
 def _binomial(process: Binomial, times: np.ndarray) -> EntropyBounds:

@@ -16,24 +16,25 @@ from scipy.special import betaincinv
 
 from diffusion_jax.diffusion.broadcasting import Count, Number
 from diffusion_jax.diffusion.schedule_base import Schedule
+from diffusion_jax.errors import ConfigError
 
 Times = Float[np.ndarray, " steps_plus_1"]
 GivenTimes = Sequence[Number] | np.ndarray | Array
 
 
 def check_times(times: GivenTimes) -> np.ndarray:
-    """`times` as float64, or ValueError unless they decrease strictly within [0, 1]."""
+    """`times` as float64, or ConfigError unless they decrease strictly within [0, 1]."""
     grid = np.asarray(times, np.float64)
     if grid.ndim != 1 or len(grid) < 2:
-        raise ValueError(f"times has shape {grid.shape}; expected [steps + 1] with steps >= 1")
+        raise ConfigError(f"times has shape {grid.shape}; expected [steps + 1] with steps >= 1")
     outside = ~((grid >= 0.0) & (grid <= 1.0))
     if outside.any():
         k = int(np.argmax(outside))
-        raise ValueError(f"times[{k}]={grid[k]} lies outside [0, 1]")
+        raise ConfigError(f"times[{k}]={grid[k]} lies outside [0, 1]")
     rising = np.diff(grid) >= 0.0
     if rising.any():
         k = int(np.argmax(rising)) + 1
-        raise ValueError(
+        raise ConfigError(
             f"times[{k}]={grid[k]} does not lie below times[{k - 1}]={grid[k - 1]};"
             " expected strictly decreasing times"
         )
@@ -43,7 +44,7 @@ def check_times(times: GivenTimes) -> np.ndarray:
 def _check_steps(steps: Count, most: Count | None = None) -> None:
     if steps < 1 or (most is not None and steps > most):
         expected = "at least 1" if most is None else f"between 1 and {most}"
-        raise ValueError(f"steps={steps}; expected {expected}")
+        raise ConfigError(f"steps={steps}; expected {expected}")
 
 
 def uniform(steps: Count, start: Number = 1.0, end: Number = 0.0) -> Times:
@@ -55,14 +56,14 @@ def uniform(steps: Count, start: Number = 1.0, end: Number = 0.0) -> Times:
 def uniform_logsnr(schedule: Schedule, steps: Count, t_start: Number, t_end: Number) -> Times:
     """Equal steps in log(alpha^2/sigma^2), which must be finite at both ends.
 
-    Raises ValueError where it is not, as at t=0, or at t=1 of a schedule with alpha(1)=0.
+    Raises ConfigError where it is not, as at t=0, or at t=1 of a schedule with alpha(1)=0.
     """
     _check_steps(steps)
     ends = check_times((t_start, t_end))
     first, last = (float(schedule.logsnr(np.float64(t))) for t in (t_start, t_end))
     for name, t, value in (("t_start", t_start, first), ("t_end", t_end, last)):
         if not np.isfinite(value):
-            raise ValueError(f"{name}={t} has logsnr {value}; expected a time with a finite one")
+            raise ConfigError(f"{name}={t} has logsnr {value}; expected a time with a finite one")
     levels = np.linspace(first, last, steps + 1)
     inner = np.asarray(schedule.t_from_logsnr(levels[1:-1]), np.float64)
     return check_times(np.concatenate([ends[:1], inner, ends[1:]]))
@@ -80,10 +81,10 @@ def karras(
     """Equal steps in sigma^(1/rho) (Karras et al. 2022, equation 5), then t=0 if `final_zero`.
 
     With `final_zero` there are `steps` levels from sigma_max to sigma_min and the last step goes to
-    t=0, as in the paper; without, steps + 1 levels. Raises ValueError for levels out of reach.
+    t=0, as in the paper; without, steps + 1 levels. Raises ConfigError for levels out of reach.
     """
     if rho <= 0.0:
-        raise ValueError(f"rho={rho}; expected a positive number")
+        raise ConfigError(f"rho={rho}; expected a positive number")
     levels = steps if final_zero else steps + 1
     sigma_min, sigma_max = _reachable(schedule, steps, sigma_min, sigma_max)
     rho = float(rho)
@@ -136,11 +137,11 @@ def beta(
     Level i of n is sigma_min + (sigma_max - sigma_min) F^-1(1 - i/(n - 1)), F the distribution
     function: a, b < 1 spend the steps at both ends. Lee et al. 2024, "Beta Sampling is All You
     Need", who draw times; published samplers do so with noise levels, in this way. `final_zero` and
-    errors as of `karras`; ValueError also for a or b that is not positive.
+    errors as of `karras`; ConfigError also for a or b that is not positive.
     """
     for name, value in (("a", a), ("b", b)):
         if not value > 0.0:
-            raise ValueError(f"{name}={value}; expected a positive number")
+            raise ConfigError(f"{name}={value}; expected a positive number")
     levels = steps if final_zero else steps + 1
     sigma_min, sigma_max = _reachable(schedule, steps, sigma_min, sigma_max)
     quantiles = betaincinv(float(a), float(b), np.linspace(1.0, 0.0, levels))
@@ -153,17 +154,17 @@ def given_sigmas(schedule: Schedule, sigmas: GivenTimes) -> Times:
     The last may be 0, for t=0. With rectified flow the levels of most lists are times already:
     `given` takes those.
 
-    Raises ValueError for levels that are negative, do not decrease, or are out of reach.
+    Raises ConfigError for levels that are negative, do not decrease, or are out of reach.
     """
     levels = np.asarray(sigmas, np.float64)
     if levels.ndim != 1 or len(levels) < 2:
-        raise ValueError(f"sigmas has shape {levels.shape}; expected [steps + 1] with steps >= 1")
+        raise ConfigError(f"sigmas has shape {levels.shape}; expected [steps + 1] with steps >= 1")
     bad = ~np.append(np.diff(levels) < 0.0, True) | ~(levels >= 0.0)
     if bad.any():
         k = int(np.argmax(bad))
-        raise ValueError(f"sigmas[{k}]={levels[k]}; expected levels that decrease, none below 0")
+        raise ConfigError(f"sigmas[{k}]={levels[k]}; expected levels that decrease, none below 0")
     if levels[0] > (top := _noisiest(schedule)) * (1.0 + 1e-6):
-        raise ValueError(
+        raise ConfigError(
             f"sigmas[0]={levels[0]} is noisier than this schedule at t=1; the most is {top:.6g}"
         )
     final_zero = bool(levels[-1] == 0.0)
@@ -176,13 +177,13 @@ def _reachable(
     """The checked (sigma_min, sigma_max)."""
     _check_steps(steps)
     if not 0.0 < sigma_min < sigma_max:
-        raise ValueError(
+        raise ConfigError(
             f"sigma_min={sigma_min}, sigma_max={sigma_max}; expected 0 < sigma_min < sigma_max"
         )
     # One part in a million is rounding of the same level, as in sigma(1)=80 against 80.
     top = _noisiest(schedule)
     if sigma_max > top * (1.0 + 1e-6):
-        raise ValueError(
+        raise ConfigError(
             f"sigma_max={sigma_max} is noisier than this schedule at t=1; the most is {top:.6g}"
         )
     return float(sigma_min), min(float(sigma_max), top)
@@ -207,7 +208,7 @@ def shifted(times: GivenTimes, shift: Number, *, power: Number = 1.0) -> Times:
     """
     for name, value in (("shift", shift), ("power", power)):
         if not value > 0.0:
-            raise ValueError(f"{name}={value}; expected a positive number")
+            raise ConfigError(f"{name}={value}; expected a positive number")
     grid = check_times(times)
     # By powers of t and 1 - t: both ends stay where they are without a division by zero.
     signal, noise = (1.0 - grid) ** float(power), shift * grid ** float(power)
@@ -221,7 +222,7 @@ def resolution_shift(size: Number, base_size: Number) -> float:
     """
     for name, value in (("size", size), ("base_size", base_size)):
         if not value > 0.0:
-            raise ValueError(f"{name}={value}; expected a positive number")
+            raise ConfigError(f"{name}={value}; expected a positive number")
     return float(np.sqrt(size / base_size))
 
 
@@ -239,12 +240,12 @@ def dynamic_shift(
     of patches of the picture, and may lie beyond both ends.
     """
     if not 0.0 < base_tokens < max_tokens:
-        raise ValueError(
+        raise ConfigError(
             f"base_tokens={base_tokens}, max_tokens={max_tokens}; "
             "expected 0 < base_tokens < max_tokens"
         )
     if not tokens > 0.0:
-        raise ValueError(f"tokens={tokens}; expected a positive number")
+        raise ConfigError(f"tokens={tokens}; expected a positive number")
     slope = (max_shift - base_shift) / (max_tokens - base_tokens)
     return float(np.exp(base_shift + slope * (tokens - base_tokens)))
 
@@ -253,14 +254,14 @@ def terminal_shifted(times: GivenTimes, terminal: Number) -> Times:
     """The times stretched away from 1, so that the last call of the denoiser is at `terminal`.
 
     1 - (1 - t) (1 - terminal) / (1 - times[-2]), but for times[-1], where nothing is called (the
-    option `shift_terminal` of LTX-Video and others). Raises ValueError unless terminal lies between
-    times[-1] and 1 and there are two steps at least.
+    option `shift_terminal` of LTX-Video and others). Raises ConfigError unless terminal lies
+    between times[-1] and 1 and there are two steps at least.
     """
     grid = check_times(times)
     if not grid[-1] < terminal < 1.0:
-        raise ValueError(f"terminal={terminal}; expected a time between {grid[-1]} and 1")
-    if len(grid) < 3 or not grid[0] > grid[-2]:
-        raise ValueError(f"times has {len(grid)} entries; a terminal needs at least 3")
+        raise ConfigError(f"terminal={terminal}; expected a time between {grid[-1]} and 1")
+    if len(grid) < 3:
+        raise ConfigError(f"times has {len(grid)} entries; a terminal needs at least 3")
     called = 1.0 - (1.0 - grid[:-1]) * ((1.0 - terminal) / (1.0 - grid[-2]))
     return check_times(np.append(called, grid[-1]))
 
@@ -302,18 +303,18 @@ def _from_entries(entries: np.ndarray, table_size: Count, final: Number) -> np.n
 def given_timesteps(table_size: Count, timesteps: GivenTimes, *, final: Number = 0.0) -> Times:
     """The caller's own entries of a beta table, 0 the least noisy, strictly falling; then `final`.
 
-    They need not be whole: entry i stands at t = (i + 1)/T. Raises ValueError for entries outside
+    They need not be whole: entry i stands at t = (i + 1)/T. Raises ConfigError for entries outside
     0..T-1 or that do not decrease.
     """
     entries = np.asarray(timesteps, np.float64)
     if entries.ndim != 1 or not len(entries):
-        raise ValueError(f"timesteps has shape {entries.shape}; expected [steps] with steps >= 1")
+        raise ConfigError(f"timesteps has shape {entries.shape}; expected [steps] with steps >= 1")
     bad = ~((entries >= 0.0) & (entries <= table_size - 1)) | (
         np.diff(entries, prepend=np.inf) >= 0
     )
     if bad.any():
         k = int(np.argmax(bad))
-        raise ValueError(
+        raise ConfigError(
             f"timesteps[{k}]={entries[k]}; expected falling numbers from {table_size - 1} to 0"
         )
     return _from_entries(entries, table_size, final)

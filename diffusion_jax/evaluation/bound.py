@@ -18,13 +18,13 @@ import numpy as np
 
 from diffusion_jax.diffusion import likelihood
 from diffusion_jax.diffusion.denoiser import Denoiser
-from diffusion_jax.diffusion.processes import Binomial, Gaussian, LearnedKeep, with_kernels
+from diffusion_jax.diffusion.processes import Binomial, Gaussian, with_kernels
 from diffusion_jax.diffusion.reverse_entropy import reverse_entropy_bounds
+from diffusion_jax.evaluation.shared import batch_keys, filled, on_host
+from diffusion_jax.networks import compiler_options
 from diffusion_jax.parallel.arrays import gather
 
 PyTree = Any
-BOUND_STREAM = 3
-"""Folded into the seed: training and validation use other numbers (`training.step`)."""
 ENUMERABLE = 32
 """Data sets of at most this many different sequences have their floor computed exactly."""
 
@@ -56,32 +56,36 @@ class BoundEvaluator:
 
     @functools.cached_property
     def _bits_of(self) -> Callable[..., Any]:
-        return jax.jit(self._bits)
+        return jax.jit(self._bits, compiler_options=compiler_options())
 
     def __call__(self, params: PyTree, batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """Mean and standard error over all real examples of padded batches.
 
         Returns:
             `bound_bits` and, of two examples or more, `bound_bits_stderr`, bits per example; the
-            bound is on -log2 p. With `per_dimension` also `bound_bits_per_dim`. For a process whose
-            reverse entropies have closed bounds, `reverse_entropy_lower_bits` and `..._upper_bits`:
-            of all steps that end in noise, summed. With `sequences` that can be enumerated also
-            `bound_floor_bits`.
+            bound is on -log2 p. With `per_dimension` also `bound_bits_per_dim` and its error. For a
+            process whose reverse entropies have closed bounds, `reverse_entropy_lower_bits` and
+            `..._upper_bits`: of all steps that end in noise, summed. With `sequences` that can be
+            enumerated also `bound_floor_bits`.
         """
-        found, dimensions = [], 1
+        found, squares, dimensions = [], [], 1
         with jax.set_mesh(self.mesh):
             for number, batch in enumerate(batches):
                 dimensions = math.prod(batch["x"].shape[1:])
-                bits = gather(self._bits_of(params, batch, jnp.uint32(number)))
-                found.append(bits[gather(batch["mask"])])
+                bits, square = gather(self._bits_of(params, batch, jnp.uint32(number)))
+                real = gather(batch["mask"])
+                found.append(bits[real])
+                squares.append(square[real])
+            process = on_host(self.process_of(params))
         bound = likelihood.estimate(np.concatenate(found))
-        result = {"bound_bits": bound.value}
-        if bound.n > 1:
-            result["bound_bits_stderr"] = bound.standard_error
+        units = {"bound_bits": bound}
         if self.per_dimension:
-            result["bound_bits_per_dim"] = bound.value / dimensions
-        process = self.process_of(params)
-        return {**result, **self._entropies(process, dimensions), **self._floor(process)}
+            units["bound_bits_per_dim"] = bound.scaled(1.0 / dimensions)
+        result = {name: unit.value for name, unit in units.items()}
+        if bound.n > 1:
+            result |= {f"{name}_stderr": unit.standard_error for name, unit in units.items()}
+        square = float(np.concatenate(squares).mean(dtype=np.float64))
+        return {**result, **self._entropies(process, dimensions, square), **self._floor(process)}
 
     def _floor(self, process: Any) -> dict[str, float]:
         if self.sequences is None:
@@ -89,11 +93,12 @@ class BoundEvaluator:
         floor = floor_bits(self.sequences, process, self.times)
         return {} if floor is None else {"bound_floor_bits": floor}
 
-    def _entropies(self, process: Any, dimensions: int) -> dict[str, float]:
+    def _entropies(self, process: Any, dimensions: int, square: float) -> dict[str, float]:
+        """`square`: mean of the squared elements of the data, never below their variance."""
         if not isinstance(process, Gaussian | Binomial):
             return {}
         # The last step is left out: for a density it ends in a point.
-        bounds = reverse_entropy_bounds(process, self.times[:-1])
+        bounds = reverse_entropy_bounds(process, self.times[:-1], variance=square)
         bits = dimensions / math.log(2.0)
         return {
             f"reverse_entropy_{name}_bits": bits * float(np.sum(np.asarray(nats)))
@@ -101,38 +106,36 @@ class BoundEvaluator:
         }
 
     def _bits(self, params: PyTree, batch: Any, number: Any) -> Any:
-        x0 = batch["x"]
-        root = jax.random.fold_in(jax.random.key(self.seed), BOUND_STREAM)
-        index = number * len(x0) + jnp.arange(len(x0))
-        keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(index)
-        offset = 0.0
+        """The bound and the mean of the squared elements, of each example [batch]."""
+        x0, offset = batch["x"], 0.0
+        keys = batch_keys(self.seed, number, len(x0))
         if self.width is not None:
             # A number that no step of the bound folds in.
             filling = jax.vmap(lambda k: jax.random.fold_in(k, len(self.times)))(keys)
-            x0 = likelihood.dequantise(x0, filling, self.width)
-            offset = -math.prod(x0.shape[1:]) * math.log(self.width)
+            x0, offset = filled(x0, filling, self.width)
         denoise = self.denoiser(params, batch.get("conditioning", {}))
         process, asked = with_kernels(self.process_of(params), denoise)
         bound = likelihood.variational_bound(asked, process, self.times, x0, key=keys)
-        return (bound.total + offset) / math.log(2.0)
+        squares = jnp.square(jnp.asarray(x0, jnp.float32)).reshape(len(x0), -1).mean(1)
+        return (bound.total + offset) / math.log(2.0), squares
 
 
 def floor_bits(sequences: np.ndarray, process: Any, times: np.ndarray) -> float | None:
     """What factorised reverse kernels cost at best, in bits a sequence, above the entropy.
 
     Args:
-        sequences: [N, bits] of a data set with equally likely sequences.
+        sequences: [N, bits] of a data set; one that is there twice is twice as likely.
         process: a binomial process.
         times: time grid of the bound.
 
     Returns:
-        the floor, or None where the data cannot be enumerated.
+        the floor, or None where the data or their noisy states are too many to be enumerated.
     """
-    distinct = np.unique(sequences.reshape(len(sequences), -1), axis=0)
-    if len(distinct) > ENUMERABLE:
+    flat = np.asarray(sequences, np.float64).reshape(len(sequences), -1)
+    distinct, counts = np.unique(flat, axis=0, return_counts=True)
+    many = likelihood.noisy_states(distinct) > likelihood.MOST_STATES
+    if len(distinct) > ENUMERABLE or many:
         return None
-    if isinstance(process.keep, LearnedKeep):
-        logits = np.asarray(process.keep.logits, np.float64)
-        process = dataclasses.replace(process, keep=LearnedKeep(logits))
-    bound = likelihood.factorised_bound(distinct, process, times)
-    return bound / math.log(2.0) - math.log2(len(distinct))
+    chances = counts / counts.sum()
+    bound = likelihood.factorised_bound(distinct, on_host(process), times, chances)
+    return bound / math.log(2.0) + float(chances @ np.log2(chances))

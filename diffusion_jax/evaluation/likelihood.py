@@ -9,7 +9,8 @@ Three methods (`diffusion.likelihood`):
 
 The last tells a density, as does the bound of kernels that learned their own last step: there
 images are dequantised, by uniform noise in the cell of each value, which makes a bound on the
-probability of it (of "flow" tighter by more draws of the noise).
+probability of it. More draws of the noise make that of "flow" tighter where its trace is exact; an
+estimated one, unbiased in log p, would be biased in the mean of p over the draws.
 """
 
 from __future__ import annotations
@@ -28,17 +29,22 @@ from diffusion_jax.diffusion import likelihood, time_grids
 from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.learned_betas import LearnedBetas
 from diffusion_jax.diffusion.likelihood import Estimate
-from diffusion_jax.diffusion.processes import LearnedGaussian, with_kernels
+from diffusion_jax.diffusion.processes import (
+    Gaussian,
+    LearnedGaussian,
+    LearnedKeep,
+    with_kernels,
+)
 from diffusion_jax.diffusion.schedules import Learned, Table
 from diffusion_jax.diffusion.solvers.stepping import example_keys
-from diffusion_jax.errors import ConfigError, unknown_name
-from diffusion_jax.evaluation.bound import BOUND_STREAM
-from diffusion_jax.evaluation.pixel_levels import check_grid, check_levels, off_grid
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.evaluation.options import STEPS, LikelihoodOptions
+from diffusion_jax.evaluation.pixel_levels import check_grid, off_grid
+from diffusion_jax.evaluation.shared import batch_keys, filled, on_host
 from diffusion_jax.networks import compiler_options
 from diffusion_jax.parallel.arrays import gather
 
 PyTree = Any
-METHODS = ("continuous", "discrete", "flow")
 CLEAN_SHARE = 1.0 / 6.0
 """Noise at which pixels are decoded, unless the schedule says: a share of the step between their
 values (logsnr 13.3 of 256 values, as in Kingma et al. 2021)."""
@@ -46,86 +52,8 @@ CLEAN_LOGSNR = 13.3
 """Where other data are, nats."""
 TERMS = ("prior", "steps", "diffusion", "reconstruction")
 """Of a bound, in the order of its sum."""
-_READ_BY = {
-    "steps": ("discrete", "flow"),
-    "draws": ("continuous", "flow"),
-    "proposal": ("continuous",),
-    "spread": ("continuous",),
-    "trace": ("flow",),
-    "probes": ("flow",),
-    "solver": ("flow",),
-}
-"""Which methods read an option that not all do."""
 NOISY_LOGSNR = -12.0
 """Where equal steps in logsnr begin for a schedule with alpha(1) = 0; one more step leads there."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LikelihoodOptions:
-    """How the likelihood is estimated.
-
-    Attributes:
-        method: "continuous", "discrete" or "flow".
-        steps: of "discrete", equal in t, and "flow", equal in logsnr.
-        draws: noise levels an example ("continuous"), draws of the dequantising noise ("flow").
-        first_time: where the data stand in "continuous" and "flow", and images in "discrete"; None
-            for that of a learned schedule or a table, and of others where the noise is a sixth of
-            a pixel's step.
-        levels: values of a pixel, in equal steps over the range of the data; None finds them in
-            the data, 0 takes images for a density.
-        proposal, spread: of "continuous": see `diffusion.likelihood.continuous`.
-        trace, probes, solver: of "flow": see `diffusion.likelihood.flow`.
-        seed: of all draws.
-    """
-
-    # Typed Any: what a user gives is judged below.
-    method: Any = "continuous"
-    steps: Any = 100
-    draws: Any = 1
-    first_time: Any = None
-    levels: Any = None
-    proposal: Any = "gaussian"
-    spread: Any = "stratified"
-    trace: Any = "rademacher"
-    probes: Any = 1
-    solver: Any = "rk4"
-    seed: Any = 0
-
-    def __post_init__(self) -> None:
-        known = {
-            "method": METHODS,
-            "proposal": likelihood.PROPOSALS,
-            "spread": likelihood.SPREADS,
-            "trace": likelihood.TRACES,
-            "solver": likelihood.FLOW_METHODS,
-        }
-        for name, names in known.items():
-            if getattr(self, name) not in tuple(names):
-                raise ConfigError(unknown_name(name, getattr(self, name), names))
-        for name in ("steps", "draws", "probes"):
-            if not _is_whole(getattr(self, name)) or getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)!r}: expected a whole number, at least 1"
-                )
-        if not _is_whole(self.seed) or not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed={self.seed!r}: expected a whole number, 0 <= seed < 2**32")
-        check_levels(self.levels)
-        first = self.first_time
-        if first is not None and not (isinstance(first, int | float) and 0.0 < first < 1.0):
-            raise ConfigError(f"first_time={first!r}: expected a time between 0 and 1")
-        for field in dataclasses.fields(self):
-            readers, value = _READ_BY.get(field.name, METHODS), getattr(self, field.name)
-            if self.method not in readers and value != field.default:
-                raise ConfigError(
-                    f"{field.name}={value!r}: not read by the method {self.method!r}; leave it, or "
-                    f"choose {' or '.join(map(repr, readers))}"
-                )
-        if self.trace == "exact" and self.probes > 1:
-            raise ConfigError(f"probes={self.probes}: an exact trace draws none; expected 1")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 class Likelihood(NamedTuple):
@@ -185,9 +113,10 @@ class LikelihoodEvaluator:
         """Over all real examples of padded batches on the mesh.
 
         Raises:
-            ConfigError: the method cannot do this process or these data.
+            ConfigError: the method cannot do this process or these data, or some examples have no
+                finite value.
         """
-        process = self._host_process(params)
+        process = self._process(params)
         found: dict[str, list[np.ndarray]] = {}
         nats_of = functools.partial(self._nats, process)
         program = jax.jit(nats_of, compiler_options=compiler_options())
@@ -205,6 +134,7 @@ class LikelihoodEvaluator:
 
     def _result(self, nats: Mapping[str, np.ndarray]) -> Likelihood:
         dimensions = math.prod(self.spec.shape)
+        self._check_finite(nats["total"])
         terms = {
             name: likelihood.bits_per_dim(likelihood.estimate(values), dimensions)
             for name, values in nats.items()
@@ -219,26 +149,32 @@ class LikelihoodEvaluator:
             method=self.options.method,
         )
 
-    def _host_process(self, params: PyTree) -> Any:
-        """The process as constants: a learned schedule is one by now."""
+    def _check_finite(self, nats: np.ndarray) -> None:
+        bad = int((~np.isfinite(nats)).sum())
+        if not bad:
+            return
+        options, mend = self.options, "other weights (ema=...), or values as it was trained on"
+        if options.solver == "dopri5":
+            mend = f"rtol, atol above {options.rtol:g}, {options.atol:g}, solver='rk4', or {mend}"
+        raise ConfigError(
+            f"method={options.method!r}: {bad} of {len(nats)} examples have a likelihood that is "
+            f"not finite; expected {mend}"
+        )
+
+    def _process(self, params: PyTree) -> Any:
+        """The process as constants: what was learned of it is known by now."""
         process = self.process_of(params)
-        schedule = getattr(process, "schedule", None)
-        if schedule is None and self.options.method != "discrete":
+        if self.options.method != "discrete" and not isinstance(process, Gaussian):
             raise ConfigError(
                 f"method={self.options.method!r}: this process is not Gaussian; expected 'discrete'"
             )
-        if not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(schedule)):
-            return process
-        constant = jax.tree.map(lambda a: np.asarray(a, np.float64), schedule)
-        return dataclasses.replace(process, schedule=constant)
+        return on_host(process)
 
     def _nats(self, process: Any, params: PyTree, batch: Any, number: Any) -> Any:
         """-log p [batch] as `total`, and the terms of a bound; how far pixels are off their values,
         found here so that all processes hear of it."""
         x0, options = batch["x"], self.options
-        root = jax.random.fold_in(jax.random.key(options.seed), BOUND_STREAM)
-        index = number * len(x0) + jnp.arange(len(x0))
-        keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(index)
+        keys = batch_keys(options.seed, number, len(x0))
         given = batch.get("conditioning", {})
         denoise = self.denoiser(params, {name: given[name] for name in self.conditions})
         method: Any = {
@@ -279,10 +215,8 @@ class LikelihoodEvaluator:
         pairs = jax.vmap(jax.random.split)(keys)
         offset = 0.0
         if levels:
-            width = likelihood.bin_width(levels, *self.spec.range)
-            x0 = likelihood.dequantise(x0, pairs[:, 0], width)
-            offset = -math.prod(self.spec.shape) * math.log(width)
-        times = time_grids.uniform(self.options.steps)
+            x0, offset = filled(x0, pairs[:, 0], likelihood.bin_width(levels, *self.spec.range))
+        times = time_grids.uniform(self._steps(process))
         process, asked = with_kernels(process, denoise)
         bound = likelihood.variational_bound(asked, process, times, x0, key=pairs[:, 1])
         last = bound.steps[-1] + offset
@@ -299,14 +233,21 @@ class LikelihoodEvaluator:
         """Of values themselves: down to the first time, where they are decoded from the state. A
         density at t = 0 would ask the network for what it never saw, the noise in the cells."""
         schedule, first = process.schedule, self._first_time(process.schedule, levels)
-        pairs = jax.vmap(jax.random.split)(keys)
-        times = time_grids.uniform(self.options.steps, 1.0, first)
+        steps, pairs = self._steps(process), jax.vmap(jax.random.split)(keys)
+        if not isinstance(schedule, LearnedBetas):
+            times = time_grids.uniform(steps, 1.0, first)
+        else:
+            if self.options.first_time is not None:
+                raise ConfigError(
+                    f"first_time={first}: the first of the learned steps decodes pixels; leave it"
+                )
+            times = time_grids.uniform(steps)[:-1]
         process, asked = with_kernels(process, denoise)
         bound = likelihood.variational_bound(asked, process, times, x0, key=pairs[:, 1])
         noise = jax.vmap(lambda k, x: jax.random.normal(k, x.shape, x.dtype))(pairs[:, 0], x0)
         ends = float(schedule.alpha(first)), float(schedule.sigma(first))
         nats = likelihood.Pixels(levels, *self.spec.range)(x0, noise, *ends)
-        last = nats.reshape(len(x0), -1).sum(1)
+        last = likelihood.sum_elements(nats)
         return {
             "total": bound.total + last,
             "prior": bound.prior,
@@ -330,6 +271,8 @@ class LikelihoodEvaluator:
                 trace=options.trace,
                 probes=options.probes,
                 method=options.solver,
+                rtol=options.rtol,
+                atol=options.atol,
             ).log_density
             return found + math.prod(self.spec.shape) * math.log(scale)
 
@@ -358,10 +301,42 @@ class LikelihoodEvaluator:
         noise = CLEAN_SHARE * likelihood.bin_width(levels, *self.spec.range)
         return float(schedule.t_from_logsnr(-2.0 * math.log(noise)))
 
+    def _steps(self, process: Any) -> int:
+        """Of "discrete": those asked for, or else those that were learned."""
+        learned, asked = None, self.options.steps
+        if isinstance(getattr(process, "schedule", None), LearnedBetas):
+            learned = process.schedule.num_steps
+        elif isinstance(getattr(process, "keep", None), LearnedKeep):
+            learned = len(process.keep.logits)
+        elif isinstance(process, LearnedGaussian) and asked is None:
+            raise ConfigError(
+                "steps=None: learned variances belong to the steps that they learned by; expected "
+                "config.objective.variational.num_steps of the run"
+            )
+        if learned is not None and asked not in (None, learned):
+            raise ConfigError(
+                f"steps={asked}: the schedule has learned {learned} steps, and its bound is over "
+                f"these; leave it"
+            )
+        return asked or learned or STEPS
+
     def _flow_times(self, schedule: Any, levels: int) -> np.ndarray:
-        first = self._first_time(schedule, levels)
-        if schedule.alpha(1.0) > 0.0:
-            return time_grids.uniform_logsnr(schedule, self.options.steps, 1.0, first)
-        top = float(schedule.t_from_logsnr(NOISY_LOGSNR))
-        inner = time_grids.uniform_logsnr(schedule, max(self.options.steps - 1, 1), top, first)
+        first, steps = self._first_time(schedule, levels), self.options.steps or STEPS
+        ends = schedule.alpha(1.0) > 0.0
+        top = 1.0 if ends else float(schedule.t_from_logsnr(NOISY_LOGSNR))
+        if not first < top:
+            raise ConfigError(
+                f"first_time={first:g}: 'flow' takes equal steps in logsnr below t={top:.6g}; "
+                "expected an earlier time"
+            )
+        if self.options.solver == "dopri5":
+            return np.array([1.0, first])
+        if ends:
+            return time_grids.uniform_logsnr(schedule, steps, 1.0, first)
+        if steps == 1:
+            raise ConfigError(
+                "steps=1: with alpha(1) = 0 one step leads to where equal steps in logsnr begin; "
+                "expected at least 2"
+            )
+        inner = time_grids.uniform_logsnr(schedule, steps - 1, top, first)
         return np.concatenate([[1.0], inner])

@@ -12,7 +12,9 @@ from diffusion_jax.errors import ConfigError
 LOOKED_AT = 64
 """Examples that the number is found in."""
 _CLOSE = 1e-3
-"""How far from a value a pixel may lie, in steps between values."""
+"""How far from a value a pixel may lie, in steps between values; more of them are less exact."""
+_ROUNDINGS = 4.0
+"""Of float32, that the place of a pixel among its values may be off by."""
 
 
 def check_levels(levels: Any) -> None:
@@ -62,7 +64,8 @@ def off_grid(x: Any, count: int, ends: tuple[float, float], axis: Any = None) ->
 
 def check_grid(furthest: np.ndarray, levels: int, asked: int | None) -> None:
     """Raises ConfigError where an example's `off_grid` says that its pixels have other values."""
-    if (furthest >= _CLOSE).any():
+    close = max(_CLOSE, _ROUNDINGS * float(np.finfo(np.float32).eps) * levels)
+    if not (furthest < close).all():
         how = f"found in the first {LOOKED_AT} examples" if asked is None else "given"
         raise ConfigError(
             f"levels={levels} ({how}): some pixels lie between them; expected their number, "

@@ -12,26 +12,14 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.diffusion.beta_tables import Table
+from diffusion_jax.errors import ConfigError
 from diffusion_jax.interop.level_grids import falling
 from diffusion_jax.interop.scheduler_config import SchedulerConfig
 from diffusion_jax.interop.scheduler_plan import SchedulerPlan
-from diffusion_jax.interop.scheduler_tables import SPACINGS, alphabars, as_table, betas_of
+from diffusion_jax.interop.scheduler_tables import alphabars, as_table, betas_of
+from diffusion_jax.interop.timestep_lists import given_falling, spaced
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-
-
-def spaced(config: SchedulerConfig, steps: int) -> np.ndarray:
-    """Whole timesteps, falling, as DDPM, DDIM and PNDM space them."""
-    size = int(config["num_train_timesteps"])
-    if not 1 <= steps <= size:
-        raise config.refuse_argument("steps", steps, f"a number from 1 to {size}")
-    match config.choose("timestep_spacing", SPACINGS):
-        case "linspace":
-            return np.linspace(0, size - 1, steps).round()[::-1]
-        case "leading":
-            return np.arange(steps)[::-1] * float(size // steps) + config["steps_offset"]
-        case _:
-            return np.round(np.arange(size, 0, -size / steps)) - 1.0
 
 
 def ddpm(config: SchedulerConfig, steps: int | None, arguments: Mapping[str, Any]) -> SchedulerPlan:
@@ -45,7 +33,7 @@ def unclip(
     config: SchedulerConfig, steps: int | None, arguments: Mapping[str, Any]
 ) -> SchedulerPlan:
     """UnCLIP: DDPM between both ends of the table, stepping as the published pipeline does."""
-    size = int(config["num_train_timesteps"])
+    size = config.size
     if steps is None or not 2 <= steps <= size:
         raise config.refuse_argument("steps", steps, f"a number from 2 to {size}")
     timesteps = (np.arange(steps) * ((size - 1) / (steps - 1))).round()[::-1]
@@ -64,7 +52,7 @@ def _ancestral(
     if config.class_name == "UnCLIPScheduler":
         kinds = {"fixed_small_log": "small", "learned_range": "learned"}
     variance = kinds[config.choose("variance_type", kinds)]
-    begin = int(arguments.get("begin_index", 0))
+    begin = config.begin(arguments, len(timesteps))
     timesteps, after = timesteps[begin:], after[begin:]
     options: dict[str, Any] = {
         "variance": variance,
@@ -99,15 +87,15 @@ def _rounded(
 
 def ddim(config: SchedulerConfig, steps: int | None, arguments: Mapping[str, Any]) -> SchedulerPlan:
     """DDIM: every step goes T // steps timesteps down, wherever the next one is."""
-    steps = _required(config, steps)
-    timesteps = spaced(config, steps)[int(arguments.get("begin_index", 0)) :]
-    after = timesteps - int(config["num_train_timesteps"]) // steps
-    eta = float(arguments.get("eta", 0.0))
+    timesteps = spaced(config, steps)
+    stride = config.size // len(timesteps)
+    timesteps = timesteps[config.begin(arguments, len(timesteps)) :]
+    eta = config.argument(arguments, "eta", 0.0, least=0.0)
     clipped = bool(arguments.get("use_clipped_model_output", False))
     return table_plan(
         config,
         timesteps,
-        after,
+        timesteps - stride,
         solver="ddim",
         options={"eta": eta, "eps_from_x0": clipped},
         draws=(int(eta > 0.0),) * len(timesteps),
@@ -122,7 +110,7 @@ def lcm(config: SchedulerConfig, steps: int | None, arguments: Mapping[str, Any]
         timesteps,
         np.append(timesteps[1:], -np.inf),
         solver="lcm",
-        options={"timestep_scaling": float(config["timestep_scaling"])},
+        options={"timestep_scaling": config.number("timestep_scaling")},
         draws=(1,) * (len(timesteps) - 1) + (0,),
     )
 
@@ -130,7 +118,7 @@ def lcm(config: SchedulerConfig, steps: int | None, arguments: Mapping[str, Any]
 def tcd(config: SchedulerConfig, steps: int | None, arguments: Mapping[str, Any]) -> SchedulerPlan:
     """Trajectory consistency sampling; the last step goes to timestep 0."""
     timesteps = _distilled(config, steps, arguments)
-    eta = float(arguments.get("eta", 0.3))
+    eta = config.argument(arguments, "eta", 0.3, least=0.0, most=1.0)
     after = np.append(timesteps[1:], 0.0)
     noisy = int(eta > 0.0)
     # Of a shortened list diffusers still counts the steps that it had.
@@ -163,7 +151,9 @@ def table_plan(
     evaluated = timesteps if evaluated is None else evaluated
     outside = (evaluated < 0) | (evaluated >= size)
     if outside.any():
-        raise config.refuse_argument("timestep", int(evaluated[outside][0]), f"0 to {size - 1}")
+        # Of some numbers of steps diffusers' rounding of "trailing" leads below 0.
+        expected = f"0 to {size - 1}; take another number of steps"
+        raise config.refuse_argument("timestep", int(evaluated[outside][0]), expected)
     choices = {"UnCLIPScheduler": ("epsilon", "sample")}.get(config.class_name, PREDICTIONS)
     below = 0.0 if config.get("set_alpha_to_one", True) or np.isneginf(after[-1]) else 1.0 / size
     last = below if after[-1] < 0.0 else (after[-1] + 1.0) / size
@@ -172,15 +162,22 @@ def table_plan(
         options = {"stride": int(timesteps[0] - after[0]), **options}
     known = np.arange(float(size))
     alphas, sigmas = _levels(schedule, evaluated)
+    prediction = PREDICTIONS[config.choose("prediction_type", choices)]
+    if prediction == "eps" and (alphas == 0.0).any():
+        raise ConfigError(
+            f"{config.class_name}: prediction_type='epsilon' with rescale_betas_zero_snr: alpha is "
+            f"0 at timestep {evaluated[alphas == 0.0][0]:g}; use 'v_prediction', or timesteps "
+            "(timestep_spacing) without it"
+        )
     return SchedulerPlan(
         scheduler=config.class_name,
         schedule=schedule,
-        times=falling(np.append((timesteps + 1.0) / size, last)),
+        times=falling(config, np.append((timesteps + 1.0) / size, last)),
         options=options,
         timesteps=evaluated,
         alphas=alphas,
         sigmas=sigmas,
-        prediction=PREDICTIONS[config.choose("prediction_type", choices)],
+        prediction=prediction,
         initial_scale=1.0,
         noised=(known, *_levels(schedule, known)),
         **restriction(config),
@@ -198,51 +195,51 @@ def restriction(config: SchedulerConfig) -> dict[str, Any]:
     if config.class_name == "TCDScheduler":
         return {}
     if config.get("thresholding"):
-        limits = config["dynamic_thresholding_ratio"], config["sample_max_value"]
-        return {"threshold": (float(limits[0]), float(limits[1]))}
+        ratio = config.number("dynamic_thresholding_ratio", least=0.0, most=1.0)
+        return {"threshold": (ratio, config.number("sample_max_value"))}
     if config.get("clip_sample"):
-        return {"clip": float(config["clip_sample_range"])}
+        return {"clip": config.number("clip_sample_range", above=0.0)}
     return {}
-
-
-def _required(config: SchedulerConfig, steps: int | None) -> int:
-    if steps is None:
-        raise config.refuse_argument("steps", None, "a number of steps")
-    return steps
 
 
 def _own_timesteps(
     config: SchedulerConfig, steps: int | None, arguments: Mapping[str, Any]
 ) -> np.ndarray:
     """The caller's falling list of timesteps, or else those of the config's spacing."""
-    given = arguments.get("timesteps")
-    if given is None:
-        return spaced(config, _required(config, steps))
-    timesteps = np.asarray(given, np.float64)
-    if (np.diff(timesteps) >= 0.0).any():
-        raise config.refuse_argument("timesteps", list(given), "falling timesteps")
-    return timesteps
+    if "timesteps" not in arguments:
+        return spaced(config, steps)
+    given = arguments["timesteps"]
+    return given_falling(config, "timesteps", given, 0, config.size - 1, whole=True)
 
 
 def _distilled(
     config: SchedulerConfig, steps: int | None, arguments: Mapping[str, Any]
 ) -> np.ndarray:
     """Timesteps of LCM and TCD: a choice among those that the student was distilled on."""
-    begin = int(arguments.get("begin_index", 0))
-    size = int(config["num_train_timesteps"])
-    strength = float(arguments.get("strength", 1.0))
-    if arguments.get("timesteps") is not None:
+    size, given = config.size, arguments.get("original_inference_steps")
+    strength = config.argument(arguments, "strength", 1.0, above=0.0, most=1.0)
+    if "timesteps" in arguments:
         timesteps = _own_timesteps(config, steps, arguments)
-        kept = min(int(len(timesteps) * strength), len(timesteps))
-        return timesteps[len(timesteps) - kept :][begin:]
-    given = arguments.get("original_inference_steps")
-    count = given or config["original_inference_steps"]
-    trained = (np.arange(1, int(count * strength) + 1) * (size // count) - 1.0)[::-1]
+        kept = _share(config, len(timesteps), strength)
+        timesteps = timesteps[len(timesteps) - kept :]
+        return timesteps[config.begin(arguments, kept) :]
+    bounds = {"least": 1, "most": size}
+    count = config.whole("original_inference_steps", **bounds)
+    if given is not None:
+        count = int(config.checked("original_inference_steps", given, whole=True, **bounds))
+    trained = np.arange(1, _share(config, count, strength) + 1) * (size // count) - 1.0
     if given is not None and config.class_name == "TCDScheduler":
         # The class then chooses among all timesteps.
-        trained = np.arange(float(int(size * strength)))[::-1]
-    steps = _required(config, steps)
-    if not 1 <= steps <= len(trained):
+        trained = np.arange(float(_share(config, size, strength)))
+    if steps is None or steps > len(trained):
         raise config.refuse_argument("steps", steps, f"a number from 1 to {len(trained)}")
     chosen = np.floor(np.linspace(0, len(trained), num=steps, endpoint=False)).astype(int)
-    return trained[chosen][begin:]
+    return trained[::-1][chosen][config.begin(arguments, steps) :]
+
+
+def _share(config: SchedulerConfig, count: int, strength: float) -> int:
+    """The steps, of `count`, that `strength` leaves."""
+    kept = int(count * strength)
+    if not kept:
+        raise config.refuse_argument("strength", strength, f"at least 1/{count}, for one step")
+    return kept

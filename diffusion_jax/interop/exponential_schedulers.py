@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.diffusion.schedules import rectified_flow
-from diffusion_jax.interop.continuous_schedulers import shifted, to_terminal
+from diffusion_jax.interop.continuous_schedulers import shifted_levels
 from diffusion_jax.interop.discrete_schedulers import restriction
 from diffusion_jax.interop.level_grids import falling, flow_levels, times_at, vp_levels
 from diffusion_jax.interop.multistep_rules import (
@@ -26,14 +26,15 @@ from diffusion_jax.interop.multistep_rules import (
 from diffusion_jax.interop.scheduler_config import SchedulerConfig
 from diffusion_jax.interop.scheduler_plan import SchedulerPlan
 from diffusion_jax.interop.scheduler_tables import (
-    SPACINGS,
     almost_zero,
     alphabars,
     as_table,
+    exponential,
     level_of,
     respaced,
     timestep_of,
 )
+from diffusion_jax.interop.timestep_lists import given_falling, spaced
 
 _PREDICTIONS = {
     "epsilon": "eps",
@@ -49,7 +50,7 @@ def multistep(config: SchedulerConfig, steps: int | None, arguments: Arguments) 
     """DPM-Solver, DPM-Solver++ and their SDE forms as multistep methods."""
     products = almost_zero(alphabars(config), config)
     levels, timesteps = _grid(config, steps, arguments, products)
-    begin = int(arguments.get("begin_index", 0))
+    begin = config.begin(arguments, len(timesteps))
     counted = len(timesteps)
     solver, options, noisy = multistep_solver(config, counted, counted - begin)
     _check_final(config, algorithm_of(config))
@@ -65,12 +66,12 @@ def singlestep(config: SchedulerConfig, steps: int | None, arguments: Arguments)
     levels, timesteps = _grid(config, steps, arguments, products)
     algorithm = algorithm_of(config)
     _check_final(config, algorithm)
-    begin = int(arguments.get("begin_index", 0))
+    begin = config.begin(arguments, len(timesteps))
     # Those that begin within a group have no values before them.
     orders = [
         min(order, k + 1) for k, order in enumerate(order_list(config, len(timesteps))[begin:])
     ]
-    most = config["solver_order"]
+    most = int(config["solver_order"])
     options: dict[str, Any] = {}
     if most > 1:
         options = {"solver_type": type_of(config), "order_list": orders}
@@ -89,7 +90,7 @@ def deis(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> Sc
     """DEIS in log rho; it ends at the lowest level, not at 0."""
     products = alphabars(config)
     levels, timesteps = _grid(config, steps, arguments, products)
-    begin = int(arguments.get("begin_index", 0))
+    begin = config.begin(arguments, len(timesteps))
     counted = len(timesteps)
     config.choose("algorithm_type", ("deis", "dpmsolver", "dpmsolver++"))
     config.choose("solver_type", ("logrho", "midpoint", "heun", "bh1", "bh2"))
@@ -109,19 +110,22 @@ def unipc(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> S
         raise config.refuse("solver_p", [None])
     products = almost_zero(alphabars(config), config)
     levels, timesteps = _grid(config, steps, arguments, products)
-    begin = int(arguments.get("begin_index", 0))
+    begin = config.begin(arguments, len(timesteps))
     others = {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}
     kind = config.choose("solver_type", ("bh1", "bh2", *others))
     predict_x0 = bool(config["predict_x0"])
     counted = len(timesteps)
+    disabled = config["disable_corrector"]
+    if not isinstance(disabled, (list, tuple)):
+        raise config.refuse_argument("disable_corrector", disabled, "a list of steps")
+    uncorrected = [int(config.checked("disable_corrector", k, whole=True)) for k in disabled]
     options = {
         "order": order_of(config, counted - begin),
         "solver_type": others.get(kind, kind),
         "predict_x0": predict_x0,
         "lower_order_final": bool(config["lower_order_final"]),
-        "disable_corrector": tuple(
-            int(step) - begin for step in config["disable_corrector"] if step >= begin
-        ),
+        # Numbers of steps that a shorter run does not have say nothing about it.
+        "disable_corrector": tuple(k - begin for k in uncorrected if begin <= k < counted),
     }
     draws = (0,) * (counted - begin)
     return _plan(
@@ -139,26 +143,23 @@ def _spaced(
     config: SchedulerConfig, steps: int | None, arguments: Arguments, products: np.ndarray
 ) -> np.ndarray:
     """Whole timesteps, falling; an interval more is spaced than there are steps."""
-    if arguments.get("timesteps") is not None:
-        return np.asarray(arguments["timesteps"], np.float64)
-    size = int(config["num_train_timesteps"])
-    if steps is None or not 1 <= steps <= size:
-        raise config.refuse_argument("steps", steps, f"a number from 1 to {size}")
+    size = config.size
+    if "timesteps" in arguments:
+        given = arguments["timesteps"]
+        return given_falling(config, "timesteps", given, 0, size - 1, whole=True)
     rising = 0.5 * np.log(products[::-1] / (np.float32(1.0) - products[::-1]))
-    # Files hold its default, minus infinity, as a string or as a number.
-    lowest = float(config.get("lambda_min_clipped", "-inf"))
-    most = size - int(np.searchsorted(rising, lowest))
-    spacing = "linspace"
-    if "timestep_spacing" in config:
-        spacing = config.choose("timestep_spacing", SPACINGS)
-    match spacing:
-        case "linspace":
-            return np.linspace(0, most - 1, steps + 1).round()[:0:-1]
-        case "leading":
-            entries = np.arange(1, steps + 1)[::-1] * (most // (steps + 1))
-            return entries + float(config["steps_offset"])
-        case _:
-            return np.arange(most, 0, -size / steps).round() - 1.0
+    most = size - int(np.searchsorted(rising, _lowest(config)))
+    if most < 2:
+        raise config.refuse_argument("lambda_min_clipped", _lowest(config), f"below {rising[-2]:g}")
+    if "timestep_spacing" not in config:
+        return spaced(config, steps, kind="linspace", size=most, extra=1)
+    return spaced(config, steps, size=most, extra=1)
+
+
+def _lowest(config: SchedulerConfig) -> float:
+    """`lambda_min_clipped`; files hold its default, minus infinity, as a string or as a number."""
+    value = config.get("lambda_min_clipped", "-inf")
+    return -np.inf if value in ("-inf", -np.inf) else config.number("lambda_min_clipped")
 
 
 def _grid(
@@ -166,6 +167,9 @@ def _grid(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Levels, with the last, and timesteps, whole."""
     table = level_of(products)
+    for name, given in (("sigmas", arguments), ("shift_terminal", config)):
+        if given.get(name) is not None and not config["use_flow_sigmas"]:
+            raise config.refuse_argument(name, given[name], "None without use_flow_sigmas")
     rounded = config["beta_schedule"] != "squaredcos_cap_v2" or config.class_name in (
         "DPMSolverSinglestepScheduler",
         "DEISMultistepScheduler",
@@ -176,7 +180,7 @@ def _grid(
             if config[other]:
                 raise config.refuse(other, ["False beside use_flow_sigmas"])
         levels = _flow_levels(config, steps, arguments)
-        timesteps = levels * int(config["num_train_timesteps"])
+        timesteps = levels * config.size
         lowest = levels[-1] if config.class_name == "UniPCMultistepScheduler" else table[0]
     else:
         timesteps = _spaced(config, steps, arguments, products)
@@ -198,29 +202,22 @@ def _grid(
 
 def _respaced(config: SchedulerConfig, table: np.ndarray, steps: int) -> np.ndarray | None:
     if config.get("use_lu_lambdas") and not config["use_karras_sigmas"]:
-        return np.exp(np.linspace(np.log(table[-1]), np.log(table[0]), steps))
+        return exponential(table[0], table[-1], steps)
     return respaced(config, table[::-1], steps)
 
 
 def _flow_levels(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> np.ndarray:
     """Levels of a rectified flow, the noisiest a little below 1."""
-    size = int(config["num_train_timesteps"])
-    if steps is None and arguments.get("sigmas") is None:
-        raise config.refuse_argument("steps", steps, "a number of steps")
     unipc = config.class_name == "UniPCMultistepScheduler"
-    if arguments.get("sigmas") is not None:
-        levels = np.asarray(arguments["sigmas"], np.float64)
+    if "sigmas" in arguments:
+        levels = given_falling(config, "sigmas", arguments["sigmas"], 0.0, 1.0, above=True)
+    elif steps is None:
+        raise config.refuse_argument("steps", steps, "a number of steps")
     elif unipc:
-        levels = np.linspace(1.0, 1.0 / size, (steps or 0) + 1)[:-1]
+        levels = np.linspace(1.0, 1.0 / config.size, steps + 1)[:-1]
     else:
-        levels = (1.0 - np.linspace(1.0, 1.0 / size, (steps or 0) + 1))[:0:-1]
-    if config["use_dynamic_shifting"]:
-        levels = shifted(config, levels, arguments)
-    else:
-        shift = float(config["flow_shift"])
-        levels = shift * levels / (1.0 + (shift - 1.0) * levels)
-    if config.get("shift_terminal"):
-        levels = to_terminal(levels, float(config["shift_terminal"]))
+        levels = (1.0 - np.linspace(1.0, 1.0 / config.size, steps + 1))[:0:-1]
+    levels = shifted_levels(config, levels, arguments, "flow_shift")
     if unipc and abs(levels[0] - 1.0) < 1e-6:
         levels[0] -= 1e-6
     return levels
@@ -237,7 +234,7 @@ def _plan(
     flow = bool(config["use_flow_sigmas"])
     schedule = rectified_flow() if flow else as_table(products)
     alphas, sigmas = (flow_levels if flow else vp_levels)(levels[:-1])
-    kept = falling(levels[begin:])
+    kept = falling(config, levels[begin:])
     choices = dict(_PREDICTIONS)
     if not flow:
         # x - sigma times the output is the data for alpha = 1 - sigma alone.
@@ -245,7 +242,7 @@ def _plan(
     return SchedulerPlan(
         scheduler=config.class_name,
         schedule=schedule,
-        times=kept if flow else times_at(schedule, *vp_levels(kept)),
+        times=kept if flow else times_at(config, schedule, *vp_levels(kept)),
         timesteps=timesteps[begin:],
         alphas=alphas[begin:],
         sigmas=sigmas[begin:],

@@ -14,10 +14,9 @@ import numpy as np
 
 from diffusion_jax.interop.discrete_schedulers import restriction
 from diffusion_jax.interop.level_grids import falling, times_at, vp_levels
-from diffusion_jax.interop.scheduler_config import SchedulerConfig
+from diffusion_jax.interop.scheduler_config import SchedulerConfig, number_of
 from diffusion_jax.interop.scheduler_plan import SchedulerPlan
 from diffusion_jax.interop.scheduler_tables import (
-    SPACINGS,
     almost_zero,
     alphabars,
     as_table,
@@ -25,6 +24,7 @@ from diffusion_jax.interop.scheduler_tables import (
     respaced,
     timestep_of,
 )
+from diffusion_jax.interop.timestep_lists import given_falling, spaced
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
 _WITH_SAMPLE = {**PREDICTIONS, "sample": "x0", "original_sample": "x0"}
@@ -35,21 +35,24 @@ Arguments = Mapping[str, Any]
 def euler(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> SchedulerPlan:
     """Euler, with churn as diffusers adds it: after the network has been evaluated."""
     products = almost_zero(alphabars(config), config)
-    if arguments.get("sigmas") is not None:
-        levels = np.asarray(arguments["sigmas"], np.float32)
+    continuous = config.choose("timestep_type", ("discrete", "continuous")) == "continuous"
+    continuous = continuous and config["prediction_type"] == "v_prediction"
+    if "sigmas" in arguments:
+        levels = _given_levels(config, arguments["sigmas"], level_of(products))
         timesteps = timestep_of(levels[:-1], np.log(level_of(products)))
     else:
+        if continuous and "timesteps" in arguments:
+            expected = "None with timestep_type='continuous' and v_prediction"
+            raise config.refuse_argument("timesteps", arguments["timesteps"], expected)
         levels, timesteps = _euler_grid(config, steps, arguments, products)
-    if config.choose("timestep_type", ("discrete", "continuous")) == "continuous" and (
-        config["prediction_type"] == "v_prediction"
-    ):
+    if continuous:
         timesteps = 0.25 * np.log(levels[:-1])
     # The grid of log-linear levels has one more than it has steps, and ends before the last.
     counted = len(levels) - 1
     levels = levels[: len(timesteps) + 1]
-    begin = int(arguments.get("begin_index", 0))
+    begin = config.begin(arguments, len(timesteps))
     prediction = _WITH_SAMPLE[config.choose("prediction_type", _WITH_SAMPLE)]
-    options, draws = churn(levels[begin:], counted, arguments, held=prediction)
+    options, draws = churn(config, levels[begin:], counted, arguments, held=prediction)
     return _plan(
         config,
         products,
@@ -63,16 +66,27 @@ def euler(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> S
     )
 
 
+def _given_levels(config: SchedulerConfig, sigmas: Any, table: np.ndarray) -> np.ndarray:
+    """The caller's levels, with the last, which may be 0; those of the table to rounding."""
+    levels = given_falling(config, "sigmas", sigmas, 0.0, float(table[-1]) * (1.0 + 1e-5))
+    if len(levels) < 2:
+        raise config.refuse_argument("sigmas", sigmas, "the last level too, 0 in most lists")
+    return levels.astype(np.float32)
+
+
 def churn(
-    levels: np.ndarray, counted: int, arguments: Arguments, **held: Any
+    config: SchedulerConfig, levels: np.ndarray, counted: int, arguments: Arguments, **held: Any
 ) -> tuple[dict[str, Any], tuple[int, ...]]:
     """The options of `euler`, and the draws of diffusers, whose s_churn is over `counted` steps."""
     steps = len(levels) - 1
-    s_churn = float(arguments.get("s_churn", 0.0)) * steps / counted
+    s_churn = config.argument(arguments, "s_churn", 0.0, least=0.0) * steps / counted
+    low = config.argument(arguments, "s_tmin", 0.0)
+    high = number_of(arguments.get("s_tmax", np.inf))
+    if not high >= low:
+        raise config.refuse_argument("s_tmax", arguments["s_tmax"], f"at least s_tmin={low:g}")
+    noise = {"s_noise": config.argument(arguments, "s_noise", 1.0, least=0.0)}
     if s_churn == 0.0:
         return {}, (0,) * steps
-    low, high = float(arguments.get("s_tmin", 0.0)), float(arguments.get("s_tmax", np.inf))
-    noise = {"s_noise": float(arguments.get("s_noise", 1.0))}
     churns = (levels[:-1] >= low) & (levels[:-1] <= high)
     if not churns.any():
         return {}, (0,) * steps
@@ -88,7 +102,7 @@ def _euler_grid(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Levels, with the last, and timesteps."""
     table = level_of(products)
-    timesteps = spaced(config, steps, arguments)
+    timesteps = _timesteps(config, steps, arguments)
     steps = len(timesteps)
     levels = np.interp(timesteps, np.arange(len(table)), table)
     if config.choose("interpolation_type", ("linear", "log_linear")) == "log_linear":
@@ -108,7 +122,7 @@ def euler_ancestral(
     """Euler's ancestral method."""
     products = almost_zero(alphabars(config), config)
     levels, timesteps = _grid(config, steps, arguments, products)
-    begin = int(arguments.get("begin_index", 0))
+    begin = config.begin(arguments, len(timesteps))
     return _plan(
         config,
         products,
@@ -126,6 +140,7 @@ def lms(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> Sch
     if arguments.get("begin_index"):
         # diffusers then weighs the slopes there are as if there were more.
         raise config.refuse_argument("begin_index", arguments["begin_index"], "0")
+    order = int(config.argument(arguments, "order", 4, least=1, most=4, whole=True))
     products = alphabars(config)
     levels, timesteps = _grid(config, steps, arguments, products)
     choices = {**PREDICTIONS, "sample": "x0"}
@@ -137,7 +152,8 @@ def lms(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> Sch
         prediction=choices[config.choose("prediction_type", choices)],
         solver="lms",
         options={
-            "order": min(int(arguments.get("order", 4)), len(timesteps)),
+            # As many as there are, as in the first steps.
+            "order": min(order, len(timesteps)),
             "coordinates": "sigma",
         },
         draws=(0,) * len(timesteps),
@@ -149,7 +165,7 @@ def heun(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> Sc
     products = alphabars(config)
     levels, timesteps = _grid(config, steps, arguments, products)
     choices = {**PREDICTIONS, "sample": "x0"}
-    begin = first_step(config, arguments)
+    begin = config.begin(arguments, len(timesteps), evaluations=2)
     return _plan(
         config,
         products,
@@ -176,7 +192,7 @@ def kdpm2(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> S
         timesteps = timesteps.round()
     between = timestep_of(inner, np.log(level_of(products)))
     pairs = np.stack([between, timesteps[1:]], 1).ravel()
-    begin = first_step(config, arguments)
+    begin = config.begin(arguments, len(timesteps), evaluations=2)
     return _plan(
         config,
         products,
@@ -191,30 +207,14 @@ def kdpm2(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> S
     )
 
 
-def first_step(config: SchedulerConfig, arguments: Arguments) -> int:
-    """The step to begin at, of classes that count two evaluations a step in `begin_index`."""
-    index = int(arguments.get("begin_index", 0))
-    if index % 2:
-        raise config.refuse_argument("begin_index", index, "an even number, twice the step's")
-    return index // 2
-
-
-def spaced(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> np.ndarray:
+def _timesteps(config: SchedulerConfig, steps: int | None, arguments: Arguments) -> np.ndarray:
     """Timesteps in single precision, falling; those of even spacing need not be whole."""
-    if arguments.get("timesteps") is not None:
-        return np.asarray(arguments["timesteps"], np.float32)
-    size = int(config["num_train_timesteps"])
-    if steps is None or not 1 <= steps <= size:
-        raise config.refuse_argument("steps", steps, f"a number from 1 to {size}")
-    match config.choose("timestep_spacing", SPACINGS):
-        case "linspace":
-            return np.linspace(0, size - 1, steps, dtype=np.float32)[::-1]
-        case "leading":
-            return np.arange(steps)[::-1].astype(np.float32) * (size // steps) + np.float32(
-                config["steps_offset"]
-            )
-        case _:
-            return np.arange(size, 0, -size / steps).round().astype(np.float32) - 1.0
+    if "timesteps" in arguments:
+        last = config.size - 1
+        return given_falling(config, "timesteps", arguments["timesteps"], 0, last).astype(
+            np.float32
+        )
+    return spaced(config, steps, whole=False).astype(np.float32)
 
 
 def _grid(
@@ -222,7 +222,7 @@ def _grid(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Levels, with 0 at the end, and timesteps."""
     table = level_of(products)
-    timesteps = spaced(config, steps, arguments)
+    timesteps = _timesteps(config, steps, arguments)
     levels = np.interp(timesteps, np.arange(len(table)), table)
     elsewhere = respaced(config, levels, len(timesteps)) if "use_karras_sigmas" in config else None
     if elsewhere is not None:
@@ -254,13 +254,13 @@ def _plan(
     top = float(levels.max())
     even = config["timestep_spacing"] in ("linspace", "trailing")
     scale = top / (1.0 + top**2) ** 0.5 if even else 1.0
-    levels = falling(levels[begin:])
+    levels = falling(config, levels[begin:])
     if prediction is None:
         prediction = PREDICTIONS[config.choose("prediction_type", PREDICTIONS)]
     return SchedulerPlan(
         scheduler=config.class_name,
         schedule=schedule,
-        times=times_at(schedule, *vp_levels(levels)),
+        times=times_at(config, schedule, *vp_levels(levels)),
         timesteps=noised_timesteps[seen:],
         alphas=alphas[seen:],
         sigmas=sigmas[seen:],

@@ -16,7 +16,7 @@ _OTHER_ALGORITHMS = {"deis": "dpmsolver++"}
 
 def order_of(config: SchedulerConfig, steps: int) -> int:
     """`solver_order`, or the number of steps where there are fewer."""
-    return min(config.choose("solver_order", (1, 2, 3)), steps)
+    return min(int(config.choose("solver_order", (1, 2, 3))), steps)
 
 
 def ends_low(config: SchedulerConfig, counted: int) -> bool:
@@ -58,13 +58,13 @@ def algorithm_of(config: SchedulerConfig) -> str:
         known += ["dpmsolver", "sde-dpmsolver"]
     if config.class_name == "DPMSolverSinglestepScheduler":
         known = ["dpmsolver++", "dpmsolver", "sde-dpmsolver++"]
-    algorithm = _OTHER_ALGORITHMS.get(config["algorithm_type"], config["algorithm_type"])
+    algorithm = _OTHER_ALGORITHMS.get(str(config["algorithm_type"]), config["algorithm_type"])
     return algorithm if algorithm in known else config.choose("algorithm_type", known)
 
 
 def type_of(config: SchedulerConfig) -> str:
     """`solver_type`, another class's being replaced as diffusers does."""
-    kind = _OTHER_TYPES.get(config["solver_type"], config["solver_type"])
+    kind = _OTHER_TYPES.get(str(config["solver_type"]), config["solver_type"])
     return (
         kind if kind in ("midpoint", "heun") else config.choose("solver_type", ("midpoint", "heun"))
     )
@@ -72,7 +72,7 @@ def type_of(config: SchedulerConfig) -> str:
 
 def order_list(config: SchedulerConfig, steps: int) -> tuple[int, ...]:
     """The order of each step of a single-step method."""
-    order = config.choose("solver_order", (1, 2, 3))
+    order = int(config.choose("solver_order", (1, 2, 3)))
     zero = config["final_sigmas_type"] == "zero"
     group = tuple(range(1, order + 1))
     lower = config["lower_order_final"] or steps % order != 0 or zero

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.interop.discrete_schedulers import spaced, table_plan
+from diffusion_jax.interop.discrete_schedulers import table_plan
 from diffusion_jax.interop.scheduler_config import SchedulerConfig
 from diffusion_jax.interop.scheduler_plan import SchedulerPlan
+from diffusion_jax.interop.timestep_lists import spaced
 
 
 def pndm(config: SchedulerConfig, steps: int | None, arguments: Mapping[str, Any]) -> SchedulerPlan:
@@ -22,7 +23,7 @@ def pndm(config: SchedulerConfig, steps: int | None, arguments: Mapping[str, Any
     if steps is None or steps < least:
         raise config.refuse_argument("steps", steps, f"{least} or more")
     grid = spaced(config, steps)
-    stride = int(config["num_train_timesteps"]) // steps
+    stride = config.size // steps
     evaluated = grid[[0, 1, *range(1, steps)]]
     if prk:
         middles = grid[1:4] + stride // 2

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
+from diffusion_jax.diffusion.broadcasting import Number
 from diffusion_jax.errors import ConfigError, nearest
 
 _BETAS = {
@@ -219,7 +223,7 @@ class SchedulerConfig(Mapping[str, Any]):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         name = config.get("_class_name")
-        if name not in DEFAULTS:
+        if not isinstance(name, str) or name not in DEFAULTS:
             raise ConfigError(_unsupported("_class_name", name, DEFAULTS))
         self.class_name: str = str(name)
         given = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -247,13 +251,82 @@ class SchedulerConfig(Mapping[str, Any]):
             raise self.refuse(field, choices)
         return value
 
+    @property
+    def size(self) -> int:
+        """Timesteps of training."""
+        return self.whole("num_train_timesteps", least=1)
+
+    def number(self, field: str, **bounds: Any) -> float:
+        """The field as a number; bounds and errors of `checked`."""
+        return self.checked(field, self[field], **bounds)
+
+    def whole(self, field: str, **bounds: Any) -> int:
+        """The field as a whole number; bounds and errors of `checked`."""
+        return int(self.checked(field, self[field], whole=True, **bounds))
+
+    def argument(
+        self, arguments: Mapping[str, Any], name: str, default: Number, **bounds: Any
+    ) -> float:
+        """The argument as a number, `default` where it is not given; as `checked`."""
+        return self.checked(name, arguments.get(name, default), **bounds)
+
+    def begin(self, arguments: Mapping[str, Any], steps: int, evaluations: int = 1) -> int:
+        """The step, of `steps`, that `begin_index` means; each counts as so many `evaluations`.
+
+        Raises:
+          ConfigError: an index of none of the steps, or within one.
+        """
+        last = evaluations * (steps - 1)
+        index = int(self.argument(arguments, "begin_index", 0, whole=True))
+        if index % evaluations:
+            raise self.refuse_argument("begin_index", index, "an even number, twice the step's")
+        if not 0 <= index <= last:
+            raise self.refuse_argument("begin_index", index, f"0 to {last}, for {steps} steps")
+        return index // evaluations
+
+    def checked(
+        self,
+        name: str,
+        value: Any,
+        *,
+        above: Number | None = None,
+        below: Number | None = None,
+        least: Number | None = None,
+        most: Number | None = None,
+        whole: bool = False,
+    ) -> float:
+        """`value` of a field or argument as a float.
+
+        Raises:
+          ConfigError: no number, no whole one where that is asked for, or outside the bounds.
+        """
+        number = number_of(value)
+        fits = math.isfinite(number) and not (whole and number != int(number))
+        fits = fits and (above is None or number > above) and (below is None or number < below)
+        if fits and (least is None or number >= least) and (most is None or number <= most):
+            return number
+        limits = (("above", above), ("below", below), ("at least", least), ("at most", most))
+        bounds = [f"{word} {limit:g}" for word, limit in limits if limit is not None]
+        kind = "a whole number" if whole else "a number"
+        raise self.refuse_argument(name, value, ", ".join([kind, *bounds]))
+
     def refuse(self, field: str, supported: Iterable[Any]) -> ConfigError:
         """The error that says that this value of `field` is not supported."""
         return ConfigError(f"{self.class_name}: {_unsupported(field, self[field], supported)}")
 
     def refuse_argument(self, name: str, value: Any, expected: str) -> ConfigError:
-        """The error for an argument of `plan` that does not go with this config."""
+        """The error for a value that does not do, of an argument of `plan` or a field."""
         return ConfigError(f"{self.class_name}: {name}={value!r}; expected {expected}")
+
+
+def number_of(value: Any) -> float:
+    """`value` as a float, NaN where it is no number."""
+    if isinstance(value, (str, bool)) or np.ndim(value):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _unsupported(field: str, value: Any, supported: Iterable[Any]) -> str:

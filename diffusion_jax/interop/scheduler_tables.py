@@ -12,10 +12,11 @@ import numpy as np
 from scipy.special import betaincinv
 
 from diffusion_jax.diffusion.beta_tables import Table, cosine_betas, table
+from diffusion_jax.diffusion.broadcasting import Number
+from diffusion_jax.errors import ConfigError
 from diffusion_jax.interop.scheduler_config import SchedulerConfig
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-SPACINGS = ("linspace", "leading", "trailing")
 
 # What stands for the squared signal factor 0 where a scheduler divides by it.
 _ALMOST_ZERO = 2.0**-24
@@ -51,13 +52,20 @@ def level_of(products: np.ndarray) -> np.ndarray:
 def betas_of(config: SchedulerConfig) -> np.ndarray:
     """[T], betas in single precision."""
     betas = _plain_betas(config)
+    lost = _products(betas) == 0.0
+    if lost.any():
+        first = int(lost.argmax())
+        raise ConfigError(
+            f"{config.class_name}: alpha is 0 from timestep {first} on; expected a "
+            "lower beta_end, beta_start or trained_betas"
+        )
     return _zero_terminal(betas) if config.get("rescale_betas_zero_snr") else betas
 
 
 def _plain_betas(config: SchedulerConfig) -> np.ndarray:
-    count = int(config["num_train_timesteps"])
+    count = config.size
     if config.get("trained_betas") is not None:
-        return np.asarray(config["trained_betas"], np.float32)
+        return _trained_betas(config, count)
     names = {
         "DDPMScheduler": (*BETA_SCHEDULES, "laplace", "sigmoid"),
         "HeunDiscreteScheduler": (*BETA_SCHEDULES, "exp"),
@@ -68,13 +76,30 @@ def _plain_betas(config: SchedulerConfig) -> np.ndarray:
         return cosine_betas(count).astype(np.float32)
     if name in ("laplace", "exp"):
         return _decaying(name, count)
-    start, end = config["beta_start"], config["beta_end"]
+    start, end = (config.number(f, above=0.0, below=1.0) for f in ("beta_start", "beta_end"))
     if name == "linear":
         return _spread(start, end, count)
     if name == "scaled_linear":
         return _spread(start**0.5, end**0.5, count) ** 2
     logistic = np.float32(1.0) / (np.float32(1.0) + np.exp(-_spread(-6.0, 6.0, count)))
     return logistic * np.float32(end - start) + np.float32(start)
+
+
+def _trained_betas(config: SchedulerConfig, count: int) -> np.ndarray:
+    try:
+        betas = np.asarray(config["trained_betas"], np.float32)
+    except (TypeError, ValueError):
+        betas = np.empty(0, np.float32)
+    if betas.shape != (count,):
+        raise ConfigError(
+            f"{config.class_name}: trained_betas has {betas.size} entries; "
+            f"num_train_timesteps={count}"
+        )
+    wrong = ~((betas > 0.0) & (betas < 1.0))
+    if wrong.any():
+        k = int(wrong.argmax())
+        raise config.refuse_argument(f"trained_betas[{k}]", float(betas[k]), "above 0, below 1")
+    return betas
 
 
 def _decaying(name: str, count: int) -> np.ndarray:
@@ -118,7 +143,7 @@ def karras(low: float, high: float, steps: int, rho: float = 7.0) -> np.ndarray:
     return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
 
 
-def exponential(low: float, high: float, steps: int) -> np.ndarray:
+def exponential(low: Number, high: Number, steps: int) -> np.ndarray:
     """Levels from high to low, equally spaced in their logarithm."""
     return np.exp(np.linspace(np.log(high), np.log(low), steps))
 
@@ -138,9 +163,11 @@ def respaced(config: SchedulerConfig, levels: np.ndarray, steps: int) -> np.ndar
         raise config.refuse(f"use_{asked[1]}_sigmas", [f"False beside use_{asked[0]}_sigmas"])
     if not asked:
         return None
-    low, high = config.get("sigma_min"), config.get("sigma_max")
-    low = float(levels[-1]) if low is None else low
-    high = float(levels[0]) if high is None else high
+    low, high = float(levels[-1]), float(levels[0])
+    if config.get("sigma_min") is not None:
+        low = config.number("sigma_min", above=0.0)
+    if config.get("sigma_max") is not None:
+        high = config.number("sigma_max", above=low)
     spread = {"karras": karras, "exponential": exponential, "beta": beta_distributed}[asked[0]]
     return spread(low, high, steps)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from diffusion_jax.diffusion.time_grids import check_times
 from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.interop import (
     continuous_schedulers,
@@ -15,6 +16,7 @@ from diffusion_jax.interop import (
 )
 from diffusion_jax.interop.scheduler_config import SchedulerConfig
 from diffusion_jax.interop.scheduler_plan import SchedulerPlan
+from diffusion_jax.interop.timestep_lists import check_lists
 
 Family = Callable[[SchedulerConfig, int | None, Mapping[str, Any]], SchedulerPlan]
 
@@ -70,14 +72,14 @@ SCHEDULERS: dict[str, tuple[Family, tuple[str, ...]]] = {
 
 
 def plan(
-    config: Mapping[str, Any], steps: int | None = None, **set_timesteps_arguments: Any
+    config: Mapping[str, Any], steps: Any = None, **set_timesteps_arguments: Any
 ) -> SchedulerPlan:
     """What a `scheduler_config.json` means, run with this many steps.
 
     Args:
       config: the file's content; `_class_name` says the class, one of `SCHEDULERS`. Fields that it
         does not have take the defaults of diffusers.
-      steps: `num_inference_steps`; None where an argument gives the timesteps.
+      steps: `num_inference_steps`, a whole number; None where an argument gives the timesteps.
       **set_timesteps_arguments: what else the class's `set_timesteps` and `step` take (`timesteps`,
         `sigmas`, `mu`, `eta`, `s_churn`, ...), and `begin_index`, the step to begin at.
 
@@ -91,4 +93,14 @@ def plan(
         if name not in known:
             raise ConfigError(f"{read.class_name}: {unknown_name('argument', name, known)}")
     given = {name: value for name, value in set_timesteps_arguments.items() if value is not None}
-    return family(read, None if steps is None else int(steps), given)
+    if steps is not None:
+        steps = int(read.checked("steps", steps, least=1, whole=True))
+    check_lists(read, steps, given)
+    try:
+        made = family(read, steps, given)
+        check_times(made.times)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{read.class_name}: {error}") from error
+    return made

@@ -9,9 +9,10 @@ of every output, and the readout blends them over t in [0, 1] (D.2.3):
   (1)  z_i(t) = sum_j y_ij g_j(t),     g(t) = softmax_j(-(t - tau_j)^2 / (2 w^2))
 
 with centres tau_j evenly from 0 to 1, their distance being w. So one pass of the network serves all
-times of a state, and what depends on time has J degrees of freedom. Layers keep variance here:
-each scale starts with its share, and the rectifier is centred and scaled, in place of the paper's
-own initial weights.
+times of a state, and what depends on time has J degrees of freedom. In place of the paper's own
+initial weights, each scale starts with its share of the variance, and the rectifier is centred and
+scaled. So layers keep the variance of maps that pooling does not shrink, smooth ones; of white
+noise the coarse scales lose theirs, all but 4^-k at scale 2^-k of a picture.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ class Aux(NamedTuple):
     Attributes:
         metrics: scalar name -> (sum, count).
         extra: the new `extra` state.
-        example_loss: optional [B] loss of each example, by which the guard names bad examples.
+        example_loss: optional [B] loss of each example, in the unit of the loss, by which the guard
+            names bad examples.
     """
 
     metrics: Metrics

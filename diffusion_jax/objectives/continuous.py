@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from diffusion_jax.diffusion.likelihood import sum_elements
 from diffusion_jax.diffusion.processes.masked import Masked
 from diffusion_jax.diffusion.time_sampling import stratified
 from diffusion_jax.objectives.base import Aux, Batch, Context, masked_mean, network_params
@@ -60,8 +61,8 @@ class Continuous:
         x_t = jnp.asarray(self.process.forward(x0, t, noise))
         x0_hat = self.estimate(network_params(params), x_t, t, conditioning, network_key)
         nats = jnp.asarray(self.process.kl_rate(x0, x_t, x0_hat, t))
-        bits = (1.0 - FIRST_TIME) / math.log(2.0) * nats.reshape(len(x0), -1).sum(1)
         tokens = math.prod(x0.shape[1:])
-        loss, total, count = masked_mean(bits / tokens, batch.get("mask"))
+        bits = (1.0 - FIRST_TIME) / (tokens * math.log(2.0)) * sum_elements(nats)
+        loss, total, count = masked_mean(bits, batch.get("mask"))
         metrics = {"loss": (total, count), "bits_per_example": (total * tokens, count)}
         return loss, Aux(metrics, context.extra, bits)

@@ -31,7 +31,8 @@ class Dequantised:
     """(1) of an objective in bits per dimension, with its metrics `loss` and `bits_per_example`.
 
     Attributes:
-        inner: the objective, in bits per dimension of a density.
+        inner: the objective, in bits per dimension of a density. Where its metrics have the term
+            `reconstruction`, that is the one which the constant belongs to.
         width: w.
     """
 
@@ -44,17 +45,14 @@ class Dequantised:
         own, rest = split_keys(key, 2)
         x = likelihood.dequantise(batch["x"], own, self.width)
         loss, aux = self.inner(params, {**batch, "x": x}, rest, context)
-        offset = dequantisation_bits(1, self.width)
         dimensions = math.prod(x.shape[1:])
+        whole = likelihood.cell_nats(dimensions, self.width) / math.log(2.0)
+        offset = whole / dimensions
         metrics = dict(aux.metrics)
-        for name, bits in (("loss", offset), ("bits_per_example", dimensions * offset)):
+        offsets = {"loss": offset, "reconstruction": offset, "bits_per_example": whole}
+        for name in offsets.keys() & metrics.keys():
             total, count = metrics[name]
-            metrics[name] = (total + count * bits, count)
+            metrics[name] = (total + count * offsets[name], count)
         example = aux.example_loss
-        example = None if example is None else example + dimensions * offset
+        example = None if example is None else example + offset
         return jnp.asarray(loss + offset), Aux(metrics, aux.extra, example)
-
-
-def dequantisation_bits(dimensions: int, width: float) -> float:
-    """-D log2 w, which (1) adds to the bits of a density."""
-    return -dimensions * math.log2(width)

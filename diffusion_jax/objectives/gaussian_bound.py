@@ -11,7 +11,9 @@ u, so that it minimises the variance instead (their section 5 and appendix H):
     d/ds Var[L] = d/ds E[L^2] = E[2 L dL/ds]                                                   (2)
 
 one and the same backward pass, the part of each example that goes on to s being multiplied by
-2 L / mean(L): divided by the mean, it has the size of the other gradients. The estimate is drawn
+2 L / mean(L): divided by the mean, it has the size of the other gradients. That mean is over the
+real examples of the micro-batch which the objective is given, so that the gradient of the shape,
+and it alone, depends a little on into how many of them a batch is split. The estimate is drawn
 uniformly in u.
 """
 
@@ -27,6 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.diffusion import likelihood
+from diffusion_jax.diffusion.broadcasting import expand
 from diffusion_jax.diffusion.learned_schedule import Learned, Level
 from diffusion_jax.diffusion.processes import Gaussian
 from diffusion_jax.diffusion.schedule_base import Schedule
@@ -64,7 +67,7 @@ class GaussianBound:
     def __call__(
         self, params: PyTree, batch: Batch, key: Key[Array, " batch"], context: Context
     ) -> tuple[Float[Array, ""], Aux]:
-        x0, mask = batch["x"], batch.get("mask")
+        x0, mask = _real(batch["x"], batch.get("mask")), batch.get("mask")
         time_key, noise_key, drop_key, network_key, last_key = split_keys(key, 5)
         u = stratified(jax.vmap(jax.random.uniform)(time_key), context.stratum, context.cells)
         noise, last_noise = (
@@ -82,10 +85,10 @@ class GaussianBound:
         first = schedule.t_min if isinstance(schedule, Learned) else self.first_time
         terms = {
             "prior": likelihood.prior_term(Gaussian(schedule), x0),
-            "reconstruction": _sum(
+            "reconstruction": likelihood.sum_elements(
                 self.decoder(x0, last_noise, schedule.alpha(first), schedule.sigma(first))
             ),
-            "diffusion": diffuse(params, x0, noise, u, conditioning, network_key),
+            "diffusion": diffuse(params, x0, noise, u, conditioning, network_key, mask),
         }
         unit = math.log(2.0) * math.prod(x0.shape[1:])
         terms = {name: jnp.asarray(nats) / unit for name, nats in terms.items()}
@@ -105,7 +108,14 @@ class GaussianBound:
         return loss, Aux(metrics, context.extra, bits)
 
     def _given(
-        self, params: PyTree, x0: Array, noise: Array, u: Array, conditioning: Any, key: Any
+        self,
+        params: PyTree,
+        x0: Array,
+        noise: Array,
+        u: Array,
+        conditioning: Any,
+        key: Any,
+        mask: Any,
     ) -> Float[Array, " batch"]:
         schedule = self.schedule_of(params)
         t, factor = likelihood.levels(
@@ -117,10 +127,17 @@ class GaussianBound:
         )
         x_t = jnp.asarray(Gaussian(schedule).forward(x0, t, noise))
         x0_hat = self.estimate(params, x_t, t, conditioning, key, schedule)
-        return factor * _sum((x0 - x0_hat) ** 2)
+        return factor * likelihood.sum_elements((x0 - x0_hat) ** 2)
 
     def _learned(
-        self, params: PyTree, x0: Array, noise: Array, u: Array, conditioning: Any, key: Any
+        self,
+        params: PyTree,
+        x0: Array,
+        noise: Array,
+        u: Array,
+        conditioning: Any,
+        key: Any,
+        mask: Any,
     ) -> Float[Array, " batch"]:
         drawn: Any = self.schedule_of(params)
         t = drawn.time(u)
@@ -133,17 +150,17 @@ class GaussianBound:
             x_t = jnp.asarray(Gaussian(level).forward(x0, t, noise))
             x0_hat = self.estimate(params, x_t, t, conditioning, key, level)
             rate = (ends.logsnr_max - ends.logsnr_min) * shape[1]
-            return 0.5 * rate * jnp.exp(logsnr) * _sum((x0 - x0_hat) ** 2)
+            return 0.5 * rate * jnp.exp(logsnr) * likelihood.sum_elements((x0 - x0_hat) ** 2)
 
-        return least_variance(terms, params, drawn.inner(u))
+        return least_variance(terms, params, drawn.inner(u), mask)
 
 
 def least_variance(
-    terms: Callable[[PyTree, Shape], Array], params: PyTree, shape: Shape
+    terms: Callable[[PyTree, Shape], Array], params: PyTree, shape: Shape, mask: Any = None
 ) -> Float[Array, " batch"]:
     """terms(params, shape) [B], each of its own row of `shape`, with gradient (2) for the shape.
 
-    The gradient for `params` is that of the values.
+    The gradient for `params` is that of the values. Rows where `mask` is False are not in the mean.
     """
 
     @jax.custom_vjp
@@ -157,12 +174,16 @@ def least_variance(
     def backward(kept: Any, cotangent: Array) -> tuple[PyTree, Shape]:
         pull, found = kept
         to_params, to_shape = pull(cotangent)
-        scale = 2.0 * found / jnp.maximum(jnp.mean(found), jnp.finfo(found.dtype).tiny)
+        mean = masked_mean(found, mask)[0]
+        scale = 2.0 * found / jnp.maximum(mean, jnp.finfo(found.dtype).tiny)
+        if mask is not None:
+            scale = jnp.where(mask, scale, 0.0)
         return to_params, jax.tree.map(lambda a: scale * a, to_shape)
 
     values.defvjp(forward, backward)
     return values(params, shape)
 
 
-def _sum(nats: Any) -> Any:
-    return nats.reshape(nats.shape[0], -1).sum(1)
+def _real(x0: Array, mask: Any) -> Array:
+    """`x0` with zeros for padding, whatever lies there: 0 times NaN would be in all gradients."""
+    return x0 if mask is None else jnp.where(expand(mask, x0) > 0, x0, 0.0)

@@ -82,9 +82,9 @@ class Variational:
         else:
             _, term = drawn(noise_key)
         nats = steps * term + likelihood.prior_term(process, x0)
-        bits = jnp.asarray(nats) / math.log(2.0)
         dimensions = math.prod(x0.shape[1:])
-        loss, total, count = masked_mean(bits / dimensions, batch.get("mask"))
+        bits = jnp.asarray(nats) / (dimensions * math.log(2.0))
+        loss, total, count = masked_mean(bits, batch.get("mask"))
         metrics = {"loss": (total, count), "bits_per_example": (total * dimensions, count)}
         return loss, Aux(metrics, context.extra, bits)
 

@@ -18,6 +18,7 @@ from diffusion_jax.diffusion.likelihood import (
     variational_term,
 )
 from diffusion_jax.diffusion.processes import Binomial, Gaussian
+from diffusion_jax.errors import ConfigError
 
 HEARTBEAT = np.array([[float(i % 5 == phase) for i in range(20)] for phase in range(5)])
 
@@ -161,6 +162,14 @@ def test_factorised_bound_equals_enumeration_of_all_states():
         np.testing.assert_allclose(actual, brute_force_bound(sequences, steps), rtol=1e-9)
 
 
+def test_chances_count_like_sequences_that_are_repeated():
+    sequences, times = np.array([[1, 1, 0.0], [0, 0, 1.0]]), time_grids.uniform(3)
+    repeated = factorised_bound(sequences[[0, 0, 0, 1]], Binomial(), times)
+    weighted = factorised_bound(sequences, Binomial(), times, np.array([0.75, 0.25]))
+    np.testing.assert_allclose(weighted, repeated, rtol=1e-12)
+    assert weighted < factorised_bound(sequences, Binomial(), times) - 0.05
+
+
 def test_heartbeat_floor_falls_like_one_over_steps_towards_the_entropy():
     gaps = []
     for steps in (20, 50, 100, 200):
@@ -198,5 +207,5 @@ def test_data_without_structure_have_no_floor():
 
 def test_too_many_states_are_refused():
     sequences = np.random.default_rng(0).integers(0, 2, (30, 30)).astype(float)
-    with pytest.raises(ValueError, match=r"sequences have .* distinguishable noisy states"):
+    with pytest.raises(ConfigError, match=r"sequences have .* distinguishable noisy states"):
         factorised_bound(sequences, Binomial(), time_grids.uniform(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from diffusion_jax.diffusion import likelihood, schedules
 from diffusion_jax.diffusion.likelihood import Density, Pixels, continuous_bound, levels, uniforms
 from diffusion_jax.diffusion.processes import Gaussian
+from diffusion_jax.errors import ConfigError
 
 WEIGHTS, MEANS, STDS = np.array([[0.3, 0.5, 0.2], [-1.2, 0.4, 1.5], [0.25, 0.35, 0.3]])
 SCHEDULES = [schedules.cosine(), schedules.linear_beta(), schedules.edm(), schedules.sigmoid()]
@@ -248,6 +250,11 @@ def test_estimates_and_their_units():
     [
         ({"first_time": 0.0}, "first_time=0.0; expected a time between 0 and 1"),
         ({"first_time": 1.0}, "first_time=1.0"),
+        ({"first_time": "a"}, "first_time='a'; expected a time between 0 and 1"),
+        ({"key": None}, "key=None; continuous_bound draws noise: give key"),
+        ({"u": jnp.full((2, 3), -0.2)}, "u=-0.2; expected numbers from 0 to 1"),
+        ({"u": np.full((2, 3), np.nan)}, "u=nan; expected numbers from 0 to 1"),
+        ({"sigma_data": "a"}, "sigma_data='a'; expected a positive"),
         ({"proposal": "snr"}, "proposal='snr' is unknown"),
         ({"proposal": "logsnr"}, "alpha.1. = 0"),
         ({"spread": "even"}, "spread='even' is unknown"),
@@ -257,9 +264,11 @@ def test_estimates_and_their_units():
     ],
 )
 def test_mistakes_are_one_line(options, words):
-    with pytest.raises(ValueError, match=words) as raised:
-        continuous_bound(
-            lambda x, t: x, schedules.cosine(), jnp.ones((3, 2)), key=jax.random.key(0), **options
+    options = {"key": jax.random.key(0), **options}
+    with pytest.raises(ConfigError, match=words) as raised:
+        # The check of annotations that the tests turn on would come first.
+        inspect.unwrap(continuous_bound)(
+            lambda x, t: x, schedules.cosine(), jnp.ones((3, 2)), **options
         )
     assert "\n" not in str(raised.value)
 
@@ -267,9 +276,24 @@ def test_mistakes_are_one_line(options, words):
 def test_other_mistakes_are_one_line_too():
     for bad, words in [
         (lambda: Pixels(1), "count=1"),
+        (lambda: levels(jnp.array([0.2, 1.5]), schedules.cosine()), "u=1.5; expected numbers from"),
+        (
+            lambda: inspect.unwrap(uniforms)(jax.random.key(0), 3, 2.5),
+            "draws=2.5; expected a whole number",
+        ),
+        (lambda: inspect.unwrap(uniforms)(None, 3, 2), "key=None; uniforms draws noise: give key"),
+        (
+            lambda: inspect.unwrap(likelihood.dequantise)(np.zeros((2, 3)), None, 0.1),
+            "key=None; dequantise draws noise: give key",
+        ),
+        (
+            lambda: inspect.unwrap(likelihood.dequantise)(np.zeros((2, 3)), jax.random.key(0), "a"),
+            "width='a'; expected a positive number",
+        ),
         (lambda: Pixels(4, 1.0, -1.0), "low=1.0, high=-1.0"),
         (lambda: likelihood.estimate(np.zeros((2, 2))), r"values has shape \(2, 2\)"),
         (lambda: likelihood.bits_per_dim(likelihood.Estimate(1.0, 1.0, 2), 0), "dimensions=0"),
     ]:
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ConfigError, match=words) as raised:
             bad()
+        assert "\n" not in str(raised.value)

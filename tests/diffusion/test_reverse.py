@@ -16,9 +16,11 @@ from diffusion_jax.diffusion.processes import (
     Binomial,
     Gaussian,
     LearnedGaussian,
+    Modelled,
     with_fraction,
     with_kernels,
 )
+from diffusion_jax.errors import ConfigError
 
 SCHEDULE = schedules.linear_beta()
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(40)
@@ -157,13 +159,20 @@ def test_ancestral_sampling_and_the_bound_over_learned_kernels():
     assert abs(value.value - entropy) < 3 * value.standard_error
 
 
+def test_a_modelled_process_draws_noise_of_the_type_of_the_protocol():
+    for process in (Gaussian(SCHEDULE), Modelled(Gaussian(SCHEDULE), lambda x, t: x)):
+        with jax.enable_x64(True):
+            assert process.noise(jax.random.key(0), (2,)).dtype == jnp.float32
+
+
 def test_other_processes_pass_and_wrong_estimates_are_refused(numbers):
     x0, x_t, mean, _ = numbers
     for process in (Gaussian(SCHEDULE), Binomial()):
         assert with_kernels(process, abs) == (process, abs)
-    with pytest.raises(ValueError, match=r"x0_hat has shape \(5, 2\); expected \(5, 4\)"):
+    with pytest.raises(ConfigError, match=r"x0_hat has shape \(5, 2\); expected \(5, 4\)"):
         LearnedGaussian(SCHEDULE).kl(x0, x_t, mean, 0.5, 0.4)
-    with pytest.raises(ValueError, match="needs a denoiser that gives variance_fraction"):
+    words = "denoise gives variance_fraction=None.* with learned_variance=True"
+    with pytest.raises(ConfigError, match=words):
         with_fraction(Denoised(mean))
-    with pytest.raises(ValueError, match="variance='small'; expected 'learned'"):
+    with pytest.raises(ConfigError, match="variance='small'; expected 'learned'"):
         LearnedGaussian(SCHEDULE, "small")

@@ -52,6 +52,27 @@ def test_wide_data_lose_entropy_and_need_the_other_bound():
     np.testing.assert_allclose(true_entropy(schedule, 3e4, TIMES), general.upper, atol=1e-4)
 
 
+@pytest.mark.parametrize("c", [0.4, 1.0, 3.0])
+@pytest.mark.parametrize("schedule", [schedules.linear_beta(), schedules.rectified_flow()])
+def test_the_variance_of_the_data_tells_which_bound_holds(schedule, c):
+    """Rectified flow, which does not preserve the variance, needs the other one for narrow data."""
+    true = true_entropy(schedule, c, TIMES)
+    plain = reverse_entropy_bounds(Gaussian(schedule), TIMES).upper
+    found = reverse_entropy_bounds(Gaussian(schedule), TIMES, variance=c**2).upper
+    general = reverse_entropy_bounds(Gaussian(schedule), TIMES, any_data=True).upper
+    assert (true <= found + 1e-9).all()
+    assert (found <= general + 1e-9).all()
+    assert np.isfinite(found).all()
+    preserved = isinstance(schedule, type(schedules.linear_beta()))
+    if preserved and c <= 1.0:
+        np.testing.assert_allclose(found, plain, rtol=1e-12)
+    else:
+        assert (true > plain).any()
+    # What is above the true variance bounds too.
+    more = reverse_entropy_bounds(Gaussian(schedule), TIMES, variance=2 * c**2).upper
+    assert (found <= more + 1e-9).all()
+
+
 def test_they_bracket_the_entropy_of_bits():
     """Three dependent bits, with the joint of x_s and x_t by enumeration of all their states."""
     rng = np.random.default_rng(1)

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closed_forms import gaussian_denoiser
 
 from diffusion_jax.diffusion import beta_tables, schedules, solvers
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
 from diffusion_jax.diffusion.processes import Gaussian
+from diffusion_jax.errors import ConfigError
 
 DETERMINISTIC = ["ddim", "euler", "heun", "dpmpp_2m"]
 STOCHASTIC = ["ddpm", "dpmpp_sde"]
@@ -28,16 +30,6 @@ TIMES = np.array([1.0, 0.83, 0.55, 0.3, 0.12, 0.0])
 def float64():
     with jax.enable_x64(True):
         yield
-
-
-def gaussian_denoiser(schedule, mean=0.4, std=0.6):
-    """E[x0 | x_t] of N(mean, std^2) data."""
-
-    def denoise(x, t):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        return (sigma**2 * mean + alpha * std**2 * x) / (alpha**2 * std**2 + sigma**2)
-
-    return denoise
 
 
 def start(shape=(3, 4), seed=0):
@@ -340,11 +332,11 @@ def test_bad_arguments_are_named(name, options, message):
     if "keys" in options:
         options["key"] = jax.random.split(jax.random.key(0), options.pop("keys"))
     times, x = options.pop("times"), options.pop("x")
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         run(name, schedules.cosine(), times, x, **options)
     assert "\n" not in str(error.value)
 
 
 def test_an_unknown_solver_names_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'dpmpp_2m'"):
+    with pytest.raises(ConfigError, match="did you mean 'dpmpp_2m'"):
         solvers.get("dpmpp2m")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from closed_forms import gaussian_denoiser
 
 from diffusion_jax.diffusion import beta_tables, schedules, solvers, time_grids
 
@@ -15,14 +16,6 @@ RNG = np.random.default_rng(4)
 def float64():
     with jax.enable_x64(True):
         yield
-
-
-def gaussian_denoiser(schedule, mean, std):
-    def denoise(x, t):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        return (sigma**2 * mean + alpha * std**2 * x) / (alpha**2 * std**2 + sigma**2)
-
-    return denoise
 
 
 @pytest.mark.parametrize(

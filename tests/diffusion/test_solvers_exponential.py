@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
+from closed_forms import gaussian_denoiser
 
 from diffusion_jax.diffusion import schedules, solvers, time_grids
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
 from diffusion_jax.diffusion.solvers import exponential, exponential_plans
+from diffusion_jax.errors import ConfigError
 
 RNG = np.random.default_rng(11)
 TIMES = np.array([1.0, 0.83, 0.55, 0.3, 0.12, 0.0])
@@ -70,14 +72,6 @@ def name_of(case):
 
 def solve(name, options, denoise, schedule, times, x, **more):
     return solvers.get(name)(denoise, schedule, times, x, **options, **more)
-
-
-def gaussian_denoiser(schedule, mean=0.4, std=0.6):
-    def denoise(x, t):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        return (sigma**2 * mean + alpha * std**2 * x) / (alpha**2 * std**2 + sigma**2)
-
-    return denoise
 
 
 def replay(shape):
@@ -198,28 +192,42 @@ def test_steps_are_lowered_where_options_say_so():
 def test_a_step_from_pure_noise_leaves_no_history():
     # From alpha = 0 to x_0.6 by DDIM whatever the method, and from there as if begun there.
     x, denoise = RNG.normal(size=(3, 4)), gaussian_denoiser(FLOW)
-    times = np.array([1.0, 0.6, 0.45, 0.3])
+    times = np.array([1.0, 0.6, 0.45, 0.3, 0.2])
+    as_after = [
+        ("dpmpp_3m", {"corrected": True}),
+        ("dpmpp_3m", {"corrected": True, "solver_type": "heun"}),
+        ("dpmsolver", {"order": 3, "corrected": True}),
+        ("deis", {"order": 3, "corrected": True}),
+        *(
+            ("unipc", {"order": 3, "corrector": False, "corrected": True, "predict_x0": predict_x0})
+            for predict_x0 in (True, False)
+        ),
+        ("dpmsolver", {"order": 3}),
+        ("deis", {"order": 3}),
+        ("unipc", {"corrector": False}),
+    ]
     cases = [
+        *((name, options, options) for name, options in as_after),
         ("dpmpp_2m", {}, {}),
         ("dpmpp_3m", {}, {}),
-        ("dpmsolver", {"order": 3}, {"order": 2}),
-        ("deis", {"order": 3}, {"order": 2}),
-        ("unipc", {"corrector": False}, {"corrector": False}),
-        ("dpmpp_2s", {}, {"order_list": [1, 1]}),
-        ("dpmpp_3s", {}, {"order_list": [1, 2]}),
-        ("dpmsolver_singlestep", {"order": 3}, {"order": 2}),
+        ("dpmpp_2s", {}, {"order_list": [1, 1, 2]}),
+        ("dpmpp_3s", {"order_list": [1, 2, 3, 1]}, {"order_list": [1, 2, 1]}),
+        ("dpmsolver_singlestep", {"order": 2}, {"order_list": [1, 1, 2]}),
     ]
 
     @jax.jit
     def run():
         middle = solvers.ddim(denoise, FLOW, times[:2], x)
         whole = [solve(n, o, denoise, FLOW, times, x, trajectory=True)[1] for n, o, _ in cases]
-        return middle, whole, [solve(n, o, denoise, FLOW, times[1:], middle) for n, _, o in cases]
+        uncorrected = solvers.dpmpp_3m(denoise, FLOW, times[1:], middle)
+        rest = [solve(n, o, denoise, FLOW, times[1:], middle) for n, _, o in cases]
+        return uncorrected, middle, whole, rest
 
-    middle, *results = run()
+    uncorrected, middle, *results = run()
     for (name, *_), whole, rest in zip(cases, *results, strict=True):
         np.testing.assert_allclose(whole[1], middle, rtol=1e-10, err_msg=name)
         np.testing.assert_allclose(whole[-1], rest, rtol=1e-10, err_msg=name)
+    assert abs(results[1][0] - uncorrected).max() > 1e-4
 
 
 def test_the_correction_after_pure_noise_is_the_limit_of_finite_steps():
@@ -318,8 +326,16 @@ def test_the_published_order_list(order, steps, lower, expected):
         ("dpmpp_3s", {"solver_type": "bh1"}, "solver_type='bh1' is unknown"),
         ("unipc", {"solver_type": "bh3"}, "solver_type='bh3' is unknown"),
         ("unipc", {"disable_corrector": [-1]}, "disable_corrector=-1; expected numbers of steps"),
+        ("unipc", {"disable_corrector": [0, 2]}, "disable_corrector=2; expected .* from 0 to 1"),
         ("dpmpp_2s", {"order_list": [1]}, "order_list has 1 orders; times has 2 steps"),
         ("dpmpp_2s", {"order_list": [2, 1]}, r"order_list\[0\]=2; expected 1, or one more"),
+        ("dpmpp_2s", {"times": [0.9, 0.5, 0.3, 0.1], "order_list": [1, 2, 3]}, "at most 2"),
+        ("dpmsolver_singlestep", {"order": 9, "order_list": [1, 2]}, "order=9; expected a whole"),
+        (
+            "dpmpp_3s",
+            {"lower_order_final": True, "order_list": [1, 2]},
+            "lower_order_final=True beside order_list",
+        ),
         ("dpmpp_2s", {"times": [0.0, 1.0]}, r"times\[1\]=1.0 does not lie below"),
         ("dpmpp_sde", {}, "key=None; dpmpp_sde draws noise"),
         ("dpmpp_sde_singlestep", {}, "key=None; dpmpp_sde_singlestep draws noise"),
@@ -327,6 +343,6 @@ def test_the_published_order_list(order, steps, lower, expected):
 )
 def test_bad_arguments_are_named(name, options, message):
     times = options.pop("times", [0.9, 0.5, 0.1])
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         solvers.get(name)(lambda x, t: x, schedules.cosine(), times, jnp.ones((2, 3)), **options)
     assert "\n" not in str(error.value)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closed_forms import gaussian_denoiser, mixture_denoiser
 
 from diffusion_jax.diffusion import schedules, solvers, time_grids
 
@@ -28,20 +29,10 @@ def float64():
         yield
 
 
-def gaussian_denoiser(schedule):
-    """E[x0 | x_t] of N(MEAN, STD^2) data."""
-
-    def denoise(x, t):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        return (sigma**2 * MEAN + alpha * STD**2 * x) / (alpha**2 * STD**2 + sigma**2)
-
-    return denoise
-
-
 def test_rectified_flow_is_heun_on_the_velocity():
     # dx/dt = v = (x - x0)/t on every step, an Euler step into t = 0.
     schedule, x = schedules.rectified_flow(), RNG.normal(size=(3, 4))
-    denoise, state, states = gaussian_denoiser(schedule), x, [x]
+    denoise, state, states = gaussian_denoiser(schedule, MEAN, STD), x, [x]
     times = [1.0, 0.83, 0.55, 0.3, 0.12, 0.0]
 
     def velocity(x, t):
@@ -68,7 +59,10 @@ def test_rectified_flow_is_heun_on_the_velocity():
 )
 def test_one_pair_of_coordinates_holds_for_all_steps(schedule, start, flow):
     # x/c over sigma/c, c = alpha + sigma or alpha; the slope is eps - x0 or eps.
-    denoise, x = gaussian_denoiser(schedule), RNG.normal(size=(3, 4)) * schedule.sigma(start)
+    denoise, x = (
+        gaussian_denoiser(schedule, MEAN, STD),
+        RNG.normal(size=(3, 4)) * schedule.sigma(start),
+    )
     times, state = start * np.array([1.0, 0.8, 0.5, 0.2]), x
 
     def levels(t):
@@ -109,7 +103,7 @@ def test_order_two_from_pure_noise(schedule):
         (mean_t, std_t), (mean_s, std_s) = marginal(1.0), marginal(end)
         exact = mean_s + std_s * (x - mean_t) / std_t
         times = time_grids.uniform(steps, end=end)
-        x_s = solvers.get(name)(gaussian_denoiser(schedule), schedule, times, x)
+        x_s = solvers.get(name)(gaussian_denoiser(schedule, MEAN, STD), schedule, times, x)
         return np.sqrt(np.mean((np.asarray(x_s) - exact) ** 2))
 
     assert np.log2(error("heun", 20, 0.1) / error("heun", 160, 0.1)) / 3 >= 1.75
@@ -119,14 +113,8 @@ def test_order_two_from_pure_noise(schedule):
 
 def test_few_steps_keep_a_mixture_where_alpha_is_small_at_the_start():
     schedule, x = FROM_NOISE["table"], RNG.normal(size=2000)
-    means, std = np.array([-0.8, 0.7]), 0.15
-
-    def denoise(x, t):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        variance, centred = alpha**2 * std**2 + sigma**2, x[..., None] - alpha * means
-        share = jax.nn.softmax(-0.5 * centred**2 / variance)
-        return (share * (means + alpha * std**2 / variance * centred)).sum(-1)
-
+    halves, means, stds = np.array([[0.5, 0.5], [-0.8, 0.7], [0.15, 0.15]])
+    denoise = mixture_denoiser(schedule, halves, means, stds)
     exact = solvers.dpmpp_2m(denoise, schedule, time_grids.uniform(2000), jnp.asarray(x))
     error = {
         name: float(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closed_forms import gaussian_denoiser, mixture_denoiser
 from jax.scipy.stats import norm
 
 from diffusion_jax.diffusion import schedules, solvers, time_grids
 from diffusion_jax.diffusion.broadcasting import expand
-from diffusion_jax.diffusion.denoiser import Denoised
+from diffusion_jax.diffusion.denoiser import Denoised, Denoiser, as_denoiser
+from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.lms import adams_weights
+from diffusion_jax.errors import ConfigError
 
 WEIGHTS, MEANS, STDS = np.array([[0.3, 0.5, 0.2], [-1.2, 0.4, 1.5], [0.25, 0.35, 0.3]])
 COSINE, FLOW, EDM = schedules.cosine(), schedules.rectified_flow(), schedules.edm(sigma_max=10.0)
@@ -25,32 +30,10 @@ def float64():
         yield
 
 
-def gaussian(schedule, mean=0.4, std=0.6):
-    """E[x0 | x_t] of N(mean, std^2) data; t a scalar or [B]."""
-
-    def denoise(x, t):
-        alpha, sigma = (expand(level(t), x) for level in (schedule.alpha, schedule.sigma))
-        return (sigma**2 * mean + alpha * std**2 * x) / (alpha**2 * std**2 + sigma**2)
-
-    return denoise
-
-
 def gaussian_map(schedule, x, t, s, mean=0.4, std=0.6):
     """The probability-flow ODE of Gaussian data keeps the number of standard deviations."""
     deviation = [np.hypot(schedule.alpha(r) * std, schedule.sigma(r)) for r in (t, s)]
     return schedule.alpha(s) * mean + deviation[1] / deviation[0] * (x - schedule.alpha(t) * mean)
-
-
-def mixture(schedule):
-    def denoise(x, t):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        variance = alpha**2 * STDS**2 + sigma**2
-        centred = x[..., None] - alpha * MEANS
-        log_weight = jnp.log(WEIGHTS) - 0.5 * jnp.log(variance) - 0.5 * centred**2 / variance
-        means = MEANS + alpha * STDS**2 / variance * centred
-        return (jax.nn.softmax(log_weight) * means).sum(-1)
-
-    return denoise
 
 
 def mixture_map(schedule, x, t, s):
@@ -71,7 +54,7 @@ def mixture_map(schedule, x, t, s):
 
 def sample(name, schedule, times, x, denoise=None, **options):
     solver = solvers.get(name)
-    denoise = denoise or gaussian(schedule)
+    denoise = denoise or gaussian_denoiser(schedule)
     return jax.jit(lambda x: solver(denoise, schedule, times, x, **options))(x)
 
 
@@ -82,7 +65,22 @@ def test_orders_of_lms_pay_off():
     times = time_grids.uniform_logsnr(EDM, 80, t, s)
     exact = mixture_map(EDM, x, t, s)
     error = [
-        np.sqrt(np.mean((sample("lms", EDM, times, x, mixture(EDM), order=order) - exact) ** 2))
+        np.sqrt(
+            np.mean(
+                (
+                    sample(
+                        "lms",
+                        EDM,
+                        times,
+                        x,
+                        mixture_denoiser(EDM, WEIGHTS, MEANS, STDS),
+                        order=order,
+                    )
+                    - exact
+                )
+                ** 2
+            )
+        )
         for order in (1, 2, 3)
     ]
     assert error[2] < 0.2 * error[1] < 0.04 * error[0]
@@ -137,7 +135,7 @@ def test_pure_noise_to_data_in_few_steps(name):
 def test_pndm_steps_as_it_says():
     # PLMS by hand: the step repeated, then two, three and four values; DDIM's transfer.
     times, x = np.array([0.9, 0.8, 0.7, 0.55, 0.4, 0.2]), RNG.normal(size=(3, 4))
-    denoise = gaussian(COSINE)
+    denoise = gaussian_denoiser(COSINE)
 
     def eps(x, t):
         return (x - COSINE.alpha(t) * np.asarray(denoise(x, t))) / COSINE.sigma(t)
@@ -188,7 +186,7 @@ def test_ddim_inversion_and_its_error():
     # In steps and, with iterations, in nothing: then it is the inverse of DDIM.
     t, s = COSINE.t_from_logsnr(np.array([-5.0, 5.0]))
     x, errors = RNG.normal(size=(2, 5)), []
-    denoise = gaussian(COSINE)
+    denoise = gaussian_denoiser(COSINE)
 
     def round_trip(steps, **options):
         rising = time_grids.uniform_logsnr(COSINE, steps, t, s)[::-1]
@@ -215,10 +213,31 @@ def test_ddim_inversion_and_its_error():
     np.testing.assert_allclose(end, -1.3, rtol=1e-12)
 
 
+def test_a_round_trip_is_measured_in_float32_and_that_of_zeros_in_units():
+    times = [0.1, 0.5, 0.9]
+    denoise = gaussian_denoiser(COSINE)
+    x = jnp.asarray(RNG.normal(size=(2, 64)), jnp.bfloat16)
+    trip = solvers.ddim_round_trip(denoise, COSINE, times, x)
+    missed = np.asarray(trip.returned, np.float64) - np.asarray(x, np.float64)
+    expected = np.sqrt((missed**2).mean(1) / (np.asarray(x, np.float64) ** 2).mean(1))
+    np.testing.assert_allclose(trip.error, expected, rtol=1e-5)
+    zeros = solvers.ddim_round_trip(denoise, COSINE, times, np.zeros((2, 3)))
+    np.testing.assert_allclose(zeros.error, np.sqrt((zeros.returned**2).mean(1)), rtol=1e-12)
+    assert (zeros.error > 0.0).all()
+    nothing = solvers.ddim_round_trip(lambda x, t: 0.0 * x, COSINE, times, np.zeros((2, 3)))
+    np.testing.assert_array_equal(nothing.error, 0.0)
+
+
 def adaptive(schedule, times, x, tolerance, **options):
     def run(x):
         return solvers.dopri5(
-            gaussian(schedule), schedule, times, x, rtol=tolerance, atol=tolerance, **options
+            gaussian_denoiser(schedule),
+            schedule,
+            times,
+            x,
+            rtol=tolerance,
+            atol=tolerance,
+            **options,
         )
 
     return jax.jit(run)(x)
@@ -250,13 +269,30 @@ def test_adaptive_steps_are_of_an_example_alone():
     assert few <= many
 
 
+def test_adaptive_steps_give_a_function_times_that_broadcast():
+    # Of a square x too, where [batch] would be taken for the last axis.
+    x = RNG.normal(size=(4, 4))
+    seen = []
+
+    def of_time(x, t):
+        seen.append((np.shape(t), expand(t, x).shape))
+        return 0.3 * t + 0.5 * x
+
+    def alike(x, t, carry):
+        return Denoised(0.3 * expand(t, x) + 0.5 * x), carry
+
+    run = jax.jit(lambda x, d: solvers.dopri5(d, FLOW, [1.0, 0.2], x), static_argnums=1)
+    np.testing.assert_allclose(run(x, of_time), run(x, Denoiser(alike)), rtol=1e-12)
+    assert set(seen) == {((4, 1), (4, 1))}
+
+
 def test_adaptive_steps_to_the_data_end_in_an_estimate():
     # The last Euler step from sigma/alpha = .002 returns x0 of there.
     x = RNG.normal(size=(2, 5))
     states = adaptive(FLOW, [1.0, 0.5, 0.0], x, 1e-8, trajectory=True, last_sigma=0.02)[1]
     t = FLOW.t_from_logsnr(-2 * np.log(0.02))
     before = gaussian_map(FLOW, x, 1.0, t)
-    np.testing.assert_allclose(states[-1], gaussian(FLOW)(before, t), atol=1e-6)
+    np.testing.assert_allclose(states[-1], gaussian_denoiser(FLOW)(before, t), atol=1e-6)
     np.testing.assert_allclose(states[1], gaussian_map(FLOW, x, 1.0, 0.5), atol=1e-6)
 
 
@@ -291,6 +327,17 @@ def test_adaptive_steps_that_do_not_arrive_are_no_numbers():
 def test_bad_options_are_named(name, options, message):
     options = {"times": TIMES, **options}
     times = options.pop("times")
-    with pytest.raises(ValueError, match=message) as error:
-        getattr(solvers, name)(gaussian(COSINE), COSINE, times, np.ones((2, 4)), **options)
+    with pytest.raises(ConfigError, match=message) as error:
+        getattr(solvers, name)(gaussian_denoiser(COSINE), COSINE, times, np.ones((2, 4)), **options)
     assert "\n" not in str(error.value)
+
+
+def test_counts_that_are_not_whole_are_refused():
+    # As they come without the types being checked, which these tests do.
+    denoise, x = gaussian_denoiser(COSINE), np.ones((2, 4))
+    dopri5, strided = map(inspect.unwrap, (solvers.dopri5, stepping.strided))
+    with pytest.raises(ConfigError, match=r"max_tries=0\.5; expected a whole number"):
+        dopri5(denoise, COSINE, TIMES, x, max_tries=0.5)
+    steps = stepping.steps_of(as_denoiser(denoise), COSINE, TIMES)
+    with pytest.raises(ConfigError, match=r"stride=1\.5; expected 1 or more whole"):
+        strided(COSINE, steps, 1.5)

@@ -8,31 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closed_forms import gaussian_denoiser
 
 from diffusion_jax.diffusion import schedules, solvers, time_grids
 from diffusion_jax.diffusion.denoiser import Denoised
+from diffusion_jax.errors import ConfigError
 
 TIMES = np.array([1.0, 0.83, 0.55, 0.3, 0.12, 0.0])
 COSINE, FLOW, EDM = schedules.cosine(), schedules.rectified_flow(), schedules.edm(sigma_max=20.0)
 RNG = np.random.default_rng(11)
 X, DRAWS = RNG.normal(size=(3, 4)), RNG.normal(size=(8, 3, 4))
-MEAN, STD = 0.4, 0.6
+STD = 0.6
 
 
 @pytest.fixture(autouse=True)
 def float64():
     with jax.enable_x64(True):
         yield
-
-
-def gaussian(schedule, mean=MEAN, std=STD):
-    """E[x0 | x_t] of N(mean, std^2) data."""
-
-    def denoise(x, t):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        return (sigma**2 * mean + alpha * std**2 * x) / (alpha**2 * std**2 + sigma**2)
-
-    return denoise
 
 
 def replay(step, draw, shape):
@@ -43,7 +35,7 @@ def states(name, schedule, times=TIMES, x=X, denoise=None, **options):
     def sample(x):
         solver = solvers.get(name)
         return solver(
-            denoise or gaussian(schedule), schedule, times, x, trajectory=True, **options
+            denoise or gaussian_denoiser(schedule), schedule, times, x, trajectory=True, **options
         )[1]
 
     return np.asarray(jax.jit(sample)(x))
@@ -54,7 +46,9 @@ def variances(name, schedule, times, std=STD, **options):
     steps = len(times) - 1
     x = np.eye(steps + 1, 1) * np.hypot(schedule.alpha(times[0]) * std, schedule.sigma(times[0]))
     unit = lambda step, draw, shape: np.eye(steps + 1, 1, -step - 1)  # noqa: E731
-    path = states(name, schedule, times, x, gaussian(schedule, 0.0, std), noise=unit, **options)
+    path = states(
+        name, schedule, times, x, gaussian_denoiser(schedule, 0.0, std), noise=unit, **options
+    )
     return (path[..., 0] ** 2).sum(1)
 
 
@@ -90,7 +84,7 @@ def test_consistency_sampling_by_three_names():
         np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-12)
     state = X
     for k, (t, s) in enumerate(itertools.pairwise(TIMES)):
-        state = (1.0 - s) * np.asarray(gaussian(FLOW)(state, t)) + s * DRAWS[k]
+        state = (1.0 - s) * np.asarray(gaussian_denoiser(FLOW)(state, t)) + s * DRAWS[k]
     np.testing.assert_allclose(expected[-1], state, rtol=1e-10)
 
 
@@ -155,7 +149,7 @@ def test_churn_is_that_of_algorithm_2():
     # Karras et al. 2022, in sigma itself; the cap, the range and s_noise all at work.
     sigmas = np.array([15.0, 6.0, 2.0, 0.5, 0.0])
     times = np.append(EDM.t_from_logsnr(-2 * np.log(sigmas[:-1])), 0.0)
-    denoise, x = gaussian(EDM), X * 15.0
+    denoise, x = gaussian_denoiser(EDM), X * 15.0
     options = {"s_tmin": 1.0, "s_tmax": 10.0, "s_noise": 1.01}
     for churn in (0.8, 3.0):
         for name in ("euler", "heun"):
@@ -247,17 +241,20 @@ def test_noise_on_the_last_step_of_ddpm():
         ("lcm", {"timestep_scaling": 0.0}, "timestep_scaling=0.0"),
         ("ddpm", {"min_variance": 0.0, "final_noise": True}, "min_variance=0.0"),
         ("ddim", {"stride": 0}, "stride=0"),
+        ("ddpm", {"rounded": ([0.5], [0.5])}, r"rounded\[0\] has shape \(1,\); expected \(5,\)"),
         ("heun", {"coordinates": "sigma"}, "coordinates='sigma' divides by alpha"),
     ],
 )
 def test_bad_options_are_named(name, options, message):
-    with pytest.raises(ValueError, match=message) as error:
-        solvers.get(name)(gaussian(COSINE), COSINE, TIMES, X, **options)
+    with pytest.raises(ConfigError, match=message) as error:
+        solvers.get(name)(gaussian_denoiser(COSINE), COSINE, TIMES, X, **options)
     assert "\n" not in str(error.value)
 
 
 def test_churn_beyond_a_schedule_is_refused():
     # A table ends with its last entry.
     schedule = schedules.table(schedules.linear_betas())
-    with pytest.raises(ValueError, match=r"s_churn=1.0 raises sigma/alpha at times\[0\]=1 to"):
-        solvers.euler(gaussian(schedule), schedule, [1.0, 0.5], X, noise=replay, s_churn=1.0)
+    with pytest.raises(ConfigError, match=r"s_churn=1.0 raises sigma/alpha at times\[0\]=1 to"):
+        solvers.euler(
+            gaussian_denoiser(schedule), schedule, [1.0, 0.5], X, noise=replay, s_churn=1.0
+        )

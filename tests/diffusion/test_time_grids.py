@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion import schedules, time_grids
+from diffusion_jax.errors import ConfigError
 
 RNG = np.random.default_rng(0)
 # Karras et al. 2022, 18 steps, rho 7, .002..80.
@@ -181,6 +182,6 @@ def test_numbers_of_any_library():
     ],
 )
 def test_bad_arguments_are_named(call, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         call()
     assert "\n" not in str(error.value)

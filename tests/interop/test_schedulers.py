@@ -30,6 +30,15 @@ def gaussian_network(plan, mean=0.3, std=0.5):
     return predict
 
 
+def check_refused(given, steps, arguments, words):
+    with pytest.raises(ConfigError) as error:
+        interop.plan(given, steps, **arguments)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
 @pytest.mark.parametrize(
     ("given", "steps", "arguments", "words"),
     [
@@ -61,7 +70,7 @@ def gaussian_network(plan, mean=0.3, std=0.5):
             config("EulerDiscrete", **SD, sigma_max=99.0, use_karras_sigmas=True),
             5,
             {},
-            ["sigma=99"],
+            ["EulerDiscreteScheduler", "sigma=99", "sigma_max", "at most 14.6"],
         ),
         (
             config("FlowMatchEulerDiscrete", invert_sigmas=True, stochastic_sampling=True),
@@ -78,12 +87,223 @@ def gaussian_network(plan, mean=0.3, std=0.5):
     ],
 )
 def test_what_is_not_supported_is_named_in_one_line(given, steps, arguments, words):
-    with pytest.raises(ConfigError) as error:
-        interop.plan(given, steps, **arguments)
-    message = str(error.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
+    check_refused(given, steps, arguments, words)
+
+
+ONE_EVALUATION_A_STEP = [
+    "DDPM",
+    "DDIM",
+    "UnCLIP",
+    "LCM",
+    "TCD",
+    "EulerDiscrete",
+    "EulerAncestralDiscrete",
+    "DPMSolverMultistep",
+    "DPMSolverSinglestep",
+    "DEISMultistep",
+    "UniPCMultistep",
+    "EDMEuler",
+    "EDMDPMSolverMultistep",
+    "FlowMatchEulerDiscrete",
+]
+TWO_EVALUATIONS_A_STEP = [
+    "HeunDiscrete",
+    "KDPM2Discrete",
+    "KDPM2AncestralDiscrete",
+    "FlowMatchHeunDiscrete",
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        *((name, 4) for name in ONE_EVALUATION_A_STEP),
+        *((name, 8) for name in TWO_EVALUATIONS_A_STEP),
+    ],
+)
+def test_a_loop_begins_at_one_of_its_steps(name, last):
+    assert len(interop.plan(config(name), 5, begin_index=last).times) == 2
+    for index in (-2, last + 2):
+        words = [f"{name}Scheduler", f"begin_index={index}", f"0 to {last}"]
+        check_refused(config(name), 5, {"begin_index": index}, words)
+
+
+def test_a_loop_begins_at_a_whole_index():
+    check_refused(config("DDIM"), 5, {"begin_index": 1.5}, ["begin_index=1.5", "whole"])
+
+
+FLOW_UNIPC = config("UniPCMultistep", use_flow_sigmas=True, prediction_type="flow_prediction")
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments", "expected"),
+    [
+        (config("EulerDiscrete"), {"timesteps": [1500, 500]}, "at most 999"),
+        (config("EulerDiscrete"), {"timesteps": [500, -20]}, "at least 0"),
+        (config("EulerDiscrete"), {"timesteps": [100, 500]}, "falling"),
+        (config("HeunDiscrete"), {"timesteps": [500, 500]}, "falling"),
+        (config("EulerDiscrete"), {"sigmas": [1, 10, 0]}, "falling"),
+        (config("EulerDiscrete"), {"sigmas": [10, 1, 5]}, "falling"),
+        (config("EulerDiscrete", **SD), {"sigmas": [99.0, 1.0, 0.0]}, "at most 14.6"),
+        (config("EulerDiscrete"), {"sigmas": [5.0]}, "the last level too"),
+        (config("EulerDiscrete"), {"sigmas": [5.0, float("nan")]}, "falling"),
+        (config("FlowMatchEulerDiscrete"), {"sigmas": [2, 0.5]}, "at most 1"),
+        (config("FlowMatchEulerDiscrete"), {"sigmas": [1, 0.5, 0.0]}, "above 0"),
+        (config("FlowMatchEulerDiscrete"), {"timesteps": [1500, 500]}, "at most 1000"),
+        (FLOW_UNIPC, {"sigmas": [2, 0.5]}, "at most 1"),
+        (FLOW_UNIPC, {"sigmas": [1, 0.5, 0.0]}, "above 0"),
+        (config("DPMSolverMultistep"), {"timesteps": []}, "falling"),
+        (config("DPMSolverMultistep"), {"timesteps": [500.5, 2.7]}, "whole"),
+        (config("DPMSolverSinglestep"), {"timesteps": [1000, 2]}, "at most 999"),
+        (config("DDPM"), {"timesteps": [500.5, 2.7]}, "whole"),
+        (config("LCM"), {"timesteps": "abc"}, "falling"),
+        (config("TCD"), {"timesteps": [1000, 3]}, "at most 999"),
+    ],
+)
+def test_given_lists_fall_within_their_range(given, arguments, expected):
+    (name,) = arguments
+    check_refused(given, None, arguments, [given["_class_name"], f"{name}=", expected])
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "arguments", "words"),
+    [
+        (config("FlowMatchEulerDiscrete"), 5, {"mu": 1.0}, ["mu=1.0", "use_dynamic_shifting"]),
+        (config("DPMSolverMultistep"), 5, {"mu": 1.0}, ["mu=1.0", "use_dynamic_shifting"]),
+        (config("DDPM"), 30, {"timesteps": [500, 100]}, ["steps=30", "timesteps"]),
+        (config("EulerDiscrete"), 2, {"sigmas": [5.0, 1.0, 0.0]}, ["steps=2", "sigmas"]),
+        (config("FlowMatchEulerDiscrete"), 30, {"sigmas": [1.0, 0.5]}, ["steps=30", "or 2"]),
+        (
+            config("EulerDiscrete"),
+            None,
+            {"timesteps": [5, 3], "sigmas": [5.0, 3.0]},
+            ["sigmas=[5.0, 3.0]", "timesteps"],
+        ),
+        (
+            config("HeunDiscrete", **KARRAS),
+            None,
+            {"timesteps": [5, 3]},
+            ["timesteps=[5, 3]", "use_karras_sigmas=True"],
+        ),
+        (config("UniPCMultistep"), None, {"sigmas": [0.9]}, ["sigmas=[0.9]", "use_flow_sigmas"]),
+        (config("UniPCMultistep", shift_terminal=0.1), 5, {}, ["shift_terminal=0.1"]),
+        (config("DDIM"), 2.9, {}, ["steps=2.9", "whole"]),
+        (config("DDIM"), "ten", {}, ["steps='ten'", "whole"]),
+        (
+            config("EulerDiscrete"),
+            5,
+            {"s_churn": 1.0, "s_tmin": 5.0, "s_tmax": 1.0},
+            ["s_tmax=1.0", "s_tmin=5"],
+        ),
+        (config("LMSDiscrete"), 6, {"order": 9}, ["order=9", "at most 4"]),
+        (config("DPMSolverMultistep"), 1000, {}, ["steps=1000", "1 to 999"]),
+        (
+            config("EulerDiscrete", timestep_spacing="leading", steps_offset=1),
+            1000,
+            {},
+            ["steps_offset=1", "at most 0"],
+        ),
+        (
+            config("DDIM", timestep_spacing="trailing"),
+            61,
+            {},
+            ["timestep=-1", "0 to 999", "another number of steps"],
+        ),
+        (config("LCM"), 4, {"strength": 0}, ["strength=0", "above 0"]),
+        (config("LCM"), 4, {"strength": 1.5}, ["strength=1.5", "at most 1"]),
+        (config("LCM"), 4, {"strength": 0.01}, ["strength=0.01", "1/50"]),
+        (config("TCD"), 4, {"original_inference_steps": 0}, ["original_inference_steps=0"]),
+    ],
+)
+def test_no_argument_is_dropped_in_silence(given, steps, arguments, words):
+    check_refused(given, steps, arguments, words)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "arguments", "words"),
+    [
+        ("DDIM", {"trained_betas": [0.01] * 500}, {}, ["500 entries", "num_train_timesteps=1000"]),
+        ("DDIM", {"trained_betas": [0.01] * 999 + [2.0]}, {}, ["trained_betas[999]=2.0"]),
+        ("DDIM", {"num_train_timesteps": "x"}, {}, ["num_train_timesteps='x'", "whole"]),
+        ("DDIM", {"beta_start": None}, {}, ["beta_start=None", "above 0"]),
+        ("DDIM", {"beta_end": 3.0}, {}, ["beta_end=3.0", "below 1"]),
+        ("DDIM", {"beta_end": 0.9}, {}, ["beta_end", "alpha is 0 from timestep"]),
+        ("UniPCMultistep", {"disable_corrector": 0}, {}, ["disable_corrector=0", "a list"]),
+        ("UniPCMultistep", {"disable_corrector": ["x"]}, {}, ["disable_corrector='x'", "whole"]),
+        ("EDMEuler", {"rho": 0}, {}, ["rho=0", "above 0"]),
+        ("EDMEuler", {"sigma_min": 0}, {}, ["sigma_min=0", "above 0"]),
+        ("EDMEuler", {"sigma_max": 0.001}, {}, ["sigma_max=0.001", "above 0.002"]),
+        ("FlowMatchEulerDiscrete", {"shift": 0}, {}, ["shift=0", "above 0"]),
+        ("FlowMatchHeunDiscrete", {"shift": -1.0}, {}, ["shift=-1.0", "above 0"]),
+        (
+            "FlowMatchEulerDiscrete",
+            {"use_dynamic_shifting": True, "time_shift_type": "linear"},
+            {"mu": -1},
+            ["mu=-1", "above 0"],
+        ),
+        (
+            "FlowMatchEulerDiscrete",
+            {"use_dynamic_shifting": True},
+            {"mu": 1000},
+            ["mu=1000", "at most 700"],
+        ),
+        ("DPMSolverMultistep", {"lambda_min_clipped": "x"}, {}, ["lambda_min_clipped='x'"]),
+        ("DPMSolverMultistep", {"lambda_min_clipped": 9.0}, {}, ["lambda_min_clipped=9.0"]),
+        ("DPMSolverMultistep", {"algorithm_type": ["sde"]}, {}, ["algorithm_type=['sde']"]),
+        (
+            "EulerDiscrete",
+            {"sigma_min": 0.01, **KARRAS, **SD, "final_sigmas_type": "sigma_min"},
+            {},
+            ["final_sigmas_type='sigma_min'", "'zero'", "0.0291", "0.01"],
+        ),
+    ],
+)
+def test_numbers_of_a_config_are_checked_where_they_are_read(name, fields, arguments, words):
+    words = [f"{name}Scheduler", *words]
+    check_refused(config(name, **fields), 5, arguments, words)
+
+
+def test_one_step_has_no_level_to_stretch_to():
+    given = config("FlowMatchEulerDiscrete", shift_terminal=0.1)
+    check_refused(given, 1, {}, ["shift_terminal=0.1", "one step"])
+    np.testing.assert_allclose(interop.plan(given, 2).times, [1.0, 0.1, 0.0], rtol=1e-6)
+
+
+def test_a_class_name_is_a_string():
+    check_refused({"_class_name": ["DDIM"]}, 5, {}, ["_class_name=['DDIM']"])
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "arguments"),
+    [
+        ("LCM", {}, {"timesteps": [999, 500]}),
+        ("TCD", {}, {"timesteps": [999, 500]}),
+        ("DDIM", {"clip_sample": False, "timestep_spacing": "trailing"}, {}),
+        ("DDIM", {"timestep_spacing": "linspace"}, {}),
+        ("DDPM", {"timestep_spacing": "trailing"}, {}),
+    ],
+)
+def test_noise_is_not_asked_for_where_there_is_no_signal(name, fields, arguments):
+    steps = None if arguments else 5
+    given = config(name, rescale_betas_zero_snr=True, **fields)
+    words = [f"{name}Scheduler", "prediction_type='epsilon'", "rescale_betas_zero_snr", "999"]
+    check_refused(given, steps, arguments, [*words, "v_prediction"])
+    plan = interop.plan({**given, "prediction_type": "v_prediction"}, steps, **arguments)
+    assert plan.alphas[0] == 0.0
+    plan = interop.plan(given, None if arguments else 5, **{**arguments, "begin_index": 1})
+    assert plan.alphas[0] > 0.0
+
+
+def test_what_diffusers_takes_as_well_is_taken():
+    flow = config("FlowMatchEulerDiscrete")
+    beside = interop.plan(flow, 2, sigmas=[1.0, 0.5])
+    np.testing.assert_array_equal(beside.times, interop.plan(flow, sigmas=[1.0, 0.5]).times)
+    # The first steps have no more slopes than that.
+    assert interop.plan(config("LMSDiscrete"), 3, order=4).options["order"] == 3
+    # Ends with its last level once more.
+    given = config("EulerDiscrete", timestep_spacing="leading", final_sigmas_type="sigma_min")
+    last = interop.plan(given, 10).times[-2:]
+    assert 0.0 < last[0] - last[1] < 1e-11
 
 
 def test_fields_of_other_classes_are_left_out_as_in_published_configs():

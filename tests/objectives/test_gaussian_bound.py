@@ -87,6 +87,29 @@ def test_the_shape_has_the_gradient_of_the_variance_and_the_rest_that_of_the_bou
         np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
+def test_masked_rows_are_in_no_mean_and_no_gradient():
+    """Their values may be anything. With halves of a batch alike the gradient is that of a half."""
+    half = FEW // 2
+    keys = jnp.tile(jax.random.split(jax.random.key(2), half), 2)
+    real = jnp.asarray(X[:half])
+    mask = jnp.arange(FEW) < half
+    stratum = jnp.tile(jnp.arange(half) / half, 2)
+
+    @quick.jit
+    def gradient(x, mask):
+        def loss(params):
+            shared = Context(jnp.int32(0), {}, {}, {}, stratum, half)
+            return LEARNING(params, {"x": x, "mask": mask}, keys, shared)[0]
+
+        return jax.grad(loss)(initial())
+
+    whole = gradient(jnp.concatenate([real, real]), jnp.ones(FEW, bool))
+    for padding in (real, 30.0 * real, jnp.full_like(real, jnp.nan)):
+        found = gradient(jnp.concatenate([real, padding]), mask)
+        for actual, expected in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-7)
+
+
 def train(function, params, steps, rate=0.03):
     optimizer = optax.adam(rate)
 

@@ -20,7 +20,15 @@ from jax.core import Tracer
 
 from diffusion_jax.diffusion.broadcasting import Number, Real, expand
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
-from diffusion_jax.diffusion.guidance.combining import Branch, Pair, guided, lifted
+from diffusion_jax.diffusion.guidance.combining import (
+    Branch,
+    Pair,
+    check_real,
+    guided,
+    is_number,
+    lifted,
+    of_examples,
+)
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.errors import ConfigError
 
@@ -42,16 +50,21 @@ def classifier(
         x; an additive constant does not matter. One of clean data is made a function of x_t by
         giving it denoise(x, t).x0.
       schedule: of the states.
-      scale: a scalar or [B]; may be traced.
+      scale: a scalar or [B]; may be traced. At the number 0 no gradient is computed.
       interval, rescale: as of `classifier_free`; outside no gradient is computed.
 
     Returns:
-      A denoiser that carries what `denoise` carries.
+      A denoiser that carries what `denoise` carries; `denoise` itself for the number 0.
 
     Raises:
-      ValueError: as `classifier_free`; when the denoiser is traced, a log-probability that is not
-        [B]; from `check_start` of the result, a start where alpha is 0, as (2) divides by it.
+      ValueError: as `classifier_free`; a log-probability that is no function; when the denoiser is
+        traced, one that is not [B]; from `check_start` of the result, a start where alpha is 0, as
+        (2) divides by it.
     """
+    denoise = lifted("denoise", denoise)
+    if not callable(log_probability):
+        raise ConfigError(f"log_probability={log_probability!r}: expected a function of (x, t)")
+    check_real("scale", scale)
 
     def rule(x: Any, t: Any, guide: Denoised, others: Any, memory: Any) -> tuple[Pair, Any]:
         def total(x: Any) -> Any:
@@ -63,7 +76,7 @@ def classifier(
                 )
             return value.sum()
 
-        gradient = expand(scale, x) * jax.grad(total)(jnp.asarray(x))
+        gradient = of_examples("scale", scale, x) * jax.grad(total)(jnp.asarray(x))
         alpha, sigma = expand(schedule.alpha(t), x), expand(schedule.sigma(t), x)
         eps = None if guide.eps is None else (-sigma * gradient).astype(guide.eps.dtype)
         return ((sigma**2 / alpha * gradient).astype(guide.x0.dtype), eps), memory
@@ -77,4 +90,5 @@ def classifier(
             )
 
     limits: Any = {"interval": interval, "rescale": rescale}
-    return guided(lifted("denoise", denoise), (), rule, check_start=check_start, **limits)
+    result = guided(denoise, (), rule, check_start=check_start, **limits)
+    return denoise if is_number(scale) and scale == 0.0 else result

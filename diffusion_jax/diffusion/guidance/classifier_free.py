@@ -11,13 +11,21 @@ differential equation of the result does not sample p_u (p_c / p_u)^w.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from diffusion_jax.diffusion.broadcasting import Number, Real
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
-from diffusion_jax.diffusion.guidance.combining import Branch, Pair, guided, lifted, scaled_away
+from diffusion_jax.diffusion.guidance.combining import (
+    Branch,
+    Pair,
+    check_real,
+    guided,
+    is_number,
+    lifted,
+    scaled_away,
+)
 from diffusion_jax.errors import ConfigError
 
 
@@ -45,14 +53,14 @@ def classifier_free(
       A denoiser that carries both carries; `conditional` itself for the number 1.
 
     Raises:
-      ValueError: no unconditional branch; an interval that is empty, or a rescale outside 0 to 1;
-        when the denoiser is traced, eps of one of the two alone.
+      ValueError: no unconditional branch; a guidance that is no finite number; an interval that is
+        empty, or a rescale outside 0 to 1; when the denoiser is traced, a guidance of another batch
+        or eps of one of the two alone.
     """
     conditional = lifted("conditional", conditional)
     unconditional = lifted("unconditional", unconditional)
-    result = _extrapolated(conditional, [(unconditional, guidance, 1.0)], interval, rescale)
-    # Only a plain number is known to be 1 here.
-    return conditional if isinstance(guidance, Number) and guidance == 1.0 else result
+    others = [_Other(unconditional, "guidance", guidance, 1.0)]
+    return _extrapolated(conditional, others, interval, rescale)
 
 
 def autoguidance(
@@ -90,20 +98,25 @@ def perturbed_attention(
 
     Args:
       conditional: its variance_fraction is kept. It may be a model without conditions.
-      perturbed: the same network and condition, each token attending to itself alone.
+      perturbed: the same network and condition, each token attending to itself alone; not
+        evaluated if `scale` is the number 0.
       scale: a scalar or [B]; may be traced; 0 for none.
       unconditional: of classifier-free guidance beside; None for none.
       guidance: w of that.
       interval, rescale: as of `classifier_free`, for both.
 
+    Returns:
+      A denoiser that carries the carries of all that is evaluated; `conditional` itself where the
+      plain numbers leave nothing.
+
     Raises:
       ValueError: as `classifier_free`; a guidance without `unconditional`.
     """
     # The map of the perturbed attention is k = scale = w - 1.
-    others = [(lifted("perturbed", perturbed), scale, 0.0)]
+    others = [_Other(lifted("perturbed", perturbed), "scale", scale, 0.0)]
     if unconditional is not None:
-        others.append((lifted("unconditional", unconditional), guidance, 1.0))
-    elif not isinstance(guidance, Number) or guidance != 1.0:
+        others.append(_Other(lifted("unconditional", unconditional), "guidance", guidance, 1.0))
+    elif not is_number(guidance) or guidance != 1.0:
         raise ConfigError(f"guidance={guidance!r} needs the unconditional denoiser; expected 1")
     return _extrapolated(lifted("conditional", conditional), others, interval, rescale)
 
@@ -136,7 +149,10 @@ def composed(
       ValueError: no condition, or another number of weights; no unconditional branch; as
         `classifier_free`.
     """
-    if not conditions or len(weights) != len(conditions):
+    for name, given in (("conditions", conditions), ("weights", weights)):
+        if not isinstance(given, Sequence) and getattr(given, "ndim", 0) != 1:
+            raise ConfigError(f"{name}={given!r}: expected a list, one entry a condition")
+    if not len(conditions) or len(weights) != len(conditions):
         raise ConfigError(
             f"weights has {len(weights)} entries for {len(conditions)} conditions; "
             "expected one for each, one at least"
@@ -144,29 +160,44 @@ def composed(
 
     def rule(x: Any, t: Any, first: Denoised, others: Any, memory: Any) -> tuple[Pair, Any]:
         base, *rest = others
-        move = scaled_away(weights[0] - 1.0, first, base, x)
+        move = scaled_away("weights", weights[0] - 1.0, first, base, x)
         for weight, other in zip(weights[1:], rest, strict=True):
-            move = jax.tree.map(lambda a, b: a + b, move, scaled_away(weight, other, base, x))
+            more = scaled_away("weights", weight, other, base, x)
+            move = jax.tree.map(lambda a, b: a + b, move, more)
         return move, memory
 
+    for weight in weights:
+        check_real("weights", weight)
     first, *rest = (lifted("conditions", one) for one in conditions)
     others = [lifted("unconditional", unconditional), *rest]
     return guided(first, others, rule, interval=interval, rescale=rescale)
 
 
+class _Other(NamedTuple):
+    """What is turned away from, by k = weight - none in (1) and (2); `name` is the weight's."""
+
+    denoiser: Denoiser
+    name: str
+    weight: Real
+    none: float
+
+
 def _extrapolated(
-    guide: Denoiser,
-    others: Sequence[tuple[Denoiser, Real, float]],
-    interval: Sequence[Number],
-    rescale: Number,
+    guide: Denoiser, others: Sequence[_Other], interval: Any, rescale: Any
 ) -> Denoiser:
-    """(1) and (2) for others (denoiser, weight, weight of none): k = weight - weight of none."""
+    """(1) and (2); the guide itself where no other is left."""
+    for other in others:
+        check_real(other.name, other.weight)
+    # Only a plain number is known to be that of none here.
+    left = [one for one in others if not is_number(one.weight) or one.weight != one.none]
 
     def rule(x: Any, t: Any, guide: Denoised, said: Any, memory: Any) -> tuple[Pair, Any]:
         moves = [
-            scaled_away(weight - none, guide, other, x)
-            for (_, weight, none), other in zip(others, said, strict=True)
+            scaled_away(one.name, one.weight - one.none, guide, other, x)
+            for one, other in zip(left, said, strict=True)
         ]
         return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *moves), memory
 
-    return guided(guide, [o for o, _, _ in others], rule, interval=interval, rescale=rescale)
+    denoisers = [one.denoiser for one in left]
+    result = guided(guide, denoisers, rule, interval=interval, rescale=rescale)
+    return result if left else guide

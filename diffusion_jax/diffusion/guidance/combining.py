@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from diffusion_jax.diffusion.broadcasting import Number, expand
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser, as_denoiser
@@ -45,8 +47,8 @@ def guided(
     others: Sequence[Denoiser],
     rule: Rule,
     *,
-    interval: Sequence[Number] = (0.0, 1.0),
-    rescale: Number = 0.0,
+    interval: Any = (0.0, 1.0),
+    rescale: Any = 0.0,
     memory: Callable[[Any], Any] = _nothing,
     check_start: Callable[[float], None] = _anywhere,
 ) -> Denoiser:
@@ -71,7 +73,7 @@ def guided(
         traced, eps of some of the denoisers alone.
     """
     low, high = check_interval(interval)
-    if not 0.0 <= rescale <= 1.0:
+    if not is_number(rescale) or not 0.0 <= rescale <= 1.0:
         raise ConfigError(f"rescale={rescale!r} must be from 0 (off) to 1 (full)")
     # All in the type of x, which the branches of a condition must share.
     guide, others = as_denoiser(guide), [as_denoiser(other) for other in others]
@@ -109,11 +111,41 @@ def lifted(name: str, branch: Branch | None) -> Denoiser:
     return as_denoiser(branch)
 
 
-def check_interval(interval: Sequence[Number]) -> tuple[Number, Number]:
+def check_interval(interval: Any) -> tuple[Number, Number]:
     """(low, high); ConfigError unless they are two times with 0 <= low <= high."""
-    if len(interval) != 2 or not 0.0 <= interval[0] <= interval[1]:
+    two = isinstance(interval, Sequence | np.ndarray) and len(interval) == 2
+    if not two or not all(map(is_number, interval)) or not 0.0 <= interval[0] <= interval[1]:
         raise ConfigError(f"interval={interval!r} must be two times (low, high), 0 <= low <= high")
     return interval[0], interval[1]
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a plain number, known before anything is traced."""
+    return isinstance(value, Number) and not isinstance(value, bool)
+
+
+def check_real(name: str, value: Any) -> None:
+    """ConfigError unless it is a finite number, or an array of them: a scalar or [B]."""
+    array = isinstance(value, jax.Array | np.ndarray)
+    good = is_number(value) or (array and value.ndim < 2 and _is_real(value.dtype))
+    # What is traced is not looked into.
+    if not good or (not isinstance(value, Tracer) and not np.isfinite(value).all()):
+        shown = f" of shape {value.shape} and dtype {value.dtype}" if array else f"={value!r}"
+        raise ConfigError(f"{name}{shown}: expected a finite number, or an array of them, [B]")
+
+
+def _is_real(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def of_examples(name: str, value: Any, x: Any) -> Any:
+    """`value`, a scalar or [B], against states x [B, ...]; ConfigError for another B."""
+    if np.ndim(value) and np.shape(value) != np.shape(x)[:1]:
+        raise ConfigError(
+            f"{name} has shape {np.shape(value)}; expected a scalar or {np.shape(x)[:1]}, one "
+            "number an example"
+        )
+    return expand(value, x)
 
 
 def _move(
@@ -145,9 +177,9 @@ def _move(
     return jax.lax.cond(jnp.any(inside), evaluate, skip, kept)
 
 
-def scaled_away(strength: Any, guide: Denoised, other: Denoised, x: Any) -> Pair:
-    """strength (guide - other), of x0 and, where there is one, of eps."""
-    strength = expand(strength, x)
+def scaled_away(name: str, strength: Any, guide: Denoised, other: Denoised, x: Any) -> Pair:
+    """strength (guide - other), of x0 and, where there is one, of eps; `name` is the argument."""
+    strength = of_examples(name, strength, x)
     x0, eps = jax.tree.map(lambda a, b: strength * (a - b), guide[:2], other[:2])
     return x0, eps
 

@@ -21,7 +21,15 @@ import jax.numpy as jnp
 
 from diffusion_jax.diffusion.broadcasting import Number, Real, expand
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
-from diffusion_jax.diffusion.guidance.combining import Branch, Pair, guided, lifted
+from diffusion_jax.diffusion.guidance.combining import (
+    Branch,
+    Pair,
+    check_real,
+    guided,
+    is_number,
+    lifted,
+    of_examples,
+)
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.errors import ConfigError
 
@@ -61,6 +69,7 @@ def projected(
     """
     conditional = lifted("conditional", conditional)
     unconditional = lifted("unconditional", unconditional)
+    check_real("guidance", guidance)
     _check(parallel, threshold, momentum)
 
     def rule(x: Any, t: Any, guide: Denoised, others: Any, memory: Any) -> tuple[Pair, Any]:
@@ -72,7 +81,7 @@ def projected(
         length = _product(guide.x0, guide.x0)
         share = _product(away, guide.x0) / jnp.where(length > 0.0, length, 1.0)
         away = away + (parallel - 1.0) * share * guide.x0
-        x0 = expand(guidance - 1.0, x) * away
+        x0 = of_examples("guidance", guidance - 1.0, x) * away
         return (x0, None if guide.eps is None else _eps(x0, x, t, schedule)), memory
 
     def memory(x: Any) -> Any:
@@ -80,15 +89,15 @@ def projected(
 
     limits: Any = {"interval": interval, "rescale": rescale}
     result = guided(conditional, [unconditional], rule, memory=memory, **limits)
-    return conditional if isinstance(guidance, Number) and guidance == 1.0 else result
+    return conditional if is_number(guidance) and guidance == 1.0 else result
 
 
 def _check(parallel: Number, threshold: Number, momentum: Number) -> None:
-    if not 0.0 <= parallel <= 1.0:
+    if not is_number(parallel) or not 0.0 <= parallel <= 1.0:
         raise ConfigError(f"parallel={parallel!r} must be from 0 (none) to 1 (all of it)")
-    if not threshold >= 0.0:
+    if not is_number(threshold) or not threshold >= 0.0:
         raise ConfigError(f"threshold={threshold!r} must be a norm above 0, or 0 for none")
-    if not -1.0 < momentum < 1.0:
+    if not is_number(momentum) or not -1.0 < momentum < 1.0:
         raise ConfigError(f"momentum={momentum!r} must lie between -1 and 1")
 
 

@@ -21,7 +21,15 @@ import jax.numpy as jnp
 
 from diffusion_jax.diffusion.broadcasting import Number, Real, expand
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser, as_denoiser
-from diffusion_jax.diffusion.guidance.combining import Branch, Pair, guided, lifted
+from diffusion_jax.diffusion.guidance.combining import (
+    Branch,
+    Pair,
+    check_real,
+    guided,
+    is_number,
+    lifted,
+    of_examples,
+)
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.errors import ConfigError
 
@@ -56,7 +64,8 @@ def cfg_zero(
     """
     conditional = lifted("conditional", conditional)
     unconditional = lifted("unconditional", unconditional)
-    if not 0.0 <= zero_above <= 1.0:
+    check_real("guidance", guidance)
+    if not is_number(zero_above) or not 0.0 <= zero_above <= 1.0:
         raise ConfigError(f"zero_above={zero_above!r} must be a time from 0 to 1 (none)")
     # A plain number takes the type of t, in which the times of a grid are themselves rounded.
     rest = float(zero_above)
@@ -67,7 +76,7 @@ def cfg_zero(
         length = jnp.sum(base * base, axis=axes, keepdims=True)
         product = jnp.sum(toward * base, axis=axes, keepdims=True)
         scale = product / jnp.where(length > 0.0, length, 1.0)
-        move = expand(guidance - 1.0, x) * (toward - scale * base)
+        move = of_examples("guidance", guidance - 1.0, x) * (toward - scale * base)
         if rest < 1.0:
             move = jnp.where(expand(t > rest, x), -toward, move)
         alpha, sigma = expand(schedule.alpha(t), x), expand(schedule.sigma(t), x)
@@ -75,5 +84,5 @@ def cfg_zero(
 
     both = [as_denoiser(one, schedule) for one in (conditional, unconditional)]
     result = guided(both[0], both[1:], rule, interval=interval, rescale=rescale)
-    plain = isinstance(guidance, Number) and guidance == 1.0 and rest == 1.0
+    plain = is_number(guidance) and guidance == 1.0 and rest == 1.0
     return conditional if plain else result

@@ -21,14 +21,18 @@ from diffusion_jax.diffusion.likelihood.continuous import (
 from diffusion_jax.diffusion.likelihood.decoders import Decoder, Density, Pixels
 from diffusion_jax.diffusion.likelihood.dequantisation import (
     bin_width,
+    cell_nats,
     dequantise,
     dequantised_log_probability,
 )
 from diffusion_jax.diffusion.likelihood.discrete import (
+    MOST_STATES,
     Bound,
     factorised_bound,
+    noisy_states,
     prior_term,
     random_step,
+    sum_elements,
     variational_bound,
     variational_term,
 )
@@ -39,6 +43,7 @@ from diffusion_jax.diffusion.likelihood.traces import TRACES
 
 __all__ = [
     "FLOW_METHODS",
+    "MOST_STATES",
     "PROPOSALS",
     "SPREADS",
     "TRACES",
@@ -52,6 +57,7 @@ __all__ = [
     "Pixels",
     "bin_width",
     "bits_per_dim",
+    "cell_nats",
     "check_levels",
     "continuous_bound",
     "dequantise",
@@ -60,8 +66,10 @@ __all__ = [
     "factorised_bound",
     "flow_log_density",
     "levels",
+    "noisy_states",
     "prior_term",
     "random_step",
+    "sum_elements",
     "uniforms",
     "variational_bound",
     "variational_term",

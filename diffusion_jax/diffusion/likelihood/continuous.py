@@ -25,12 +25,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion.broadcasting import Count, Number
 from diffusion_jax.diffusion.denoiser import as_denoiser
+from diffusion_jax.diffusion.likelihood.arguments import check_count, check_positive, given_keys
 from diffusion_jax.diffusion.likelihood.decoders import Decoder, Density
-from diffusion_jax.diffusion.likelihood.discrete import prior_term
+from diffusion_jax.diffusion.likelihood.discrete import prior_term, sum_elements
 from diffusion_jax.diffusion.processes.gaussian import Gaussian
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
@@ -75,10 +77,12 @@ def levels(
     """Levels between the first time and t = 1 for numbers u, uniform in [0, 1).
 
     Raises:
-      ValueError: an unknown proposal; a first time that is not between 0 and 1, or without noise;
-        "logsnr" where alpha(1) = 0; a `sigma_data` that is not positive.
+      ValueError: numbers that are not in [0, 1]; an unknown proposal; a first time that is not
+        between 0 and 1, or without noise; "logsnr" where alpha(1) = 0; a `sigma_data` that is not
+        positive.
     """
     check_levels(schedule, first_time, proposal, sigma_data)
+    _check_numbers(u)
     if proposal == "time":
         t = first_time + (1.0 - first_time) * u
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -113,11 +117,10 @@ def uniforms(
     Raises:
       ValueError: an unknown spread, or fewer than one draw.
     """
-    if draws < 1:
-        raise ConfigError(f"draws={draws}; expected at least 1")
+    check_count("draws", draws)
     if spread not in SPREADS:
         raise ConfigError(unknown_name("spread", spread, SPREADS))
-    keys = stepping.example_keys(key, int(batch))
+    keys = given_keys("uniforms", key, int(batch))
     if spread == "batch":
         places = jnp.arange(draws * batch, dtype=dtype).reshape(draws, batch) / (draws * batch)
         return jnp.mod(places + jax.random.uniform(keys[0], (), dtype), 1.0)
@@ -154,13 +157,16 @@ def continuous_bound(
     """
     x0 = stepping.start(x0)
     check_levels(schedule, first_time, proposal, sigma_data)
-    keys = jax.vmap(lambda k: jax.random.split(k, 3))(stepping.example_keys(key, len(x0))).T
+    keys = given_keys("continuous_bound", key, len(x0))
+    keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys).T
     dtype = stepping.compute_dtype(x0)
     x0 = x0.astype(dtype)
     if u is None:
         u = uniforms(keys[0], len(x0), draws, spread, dtype)
     elif u.ndim != 2 or u.shape[1] != len(x0):
         raise ConfigError(f"u has shape {u.shape}; expected [draws, {len(x0)}]")
+    else:
+        _check_numbers(u)
     process, denoiser = Gaussian(schedule), as_denoiser(denoise)
 
     def normal(keys: Array, fold: Any) -> Array:
@@ -176,26 +182,25 @@ def continuous_bound(
         )
         x_t = jnp.asarray(process.forward(x0, t, normal(keys[1], number)))
         squared = (x0 - denoiser(x_t, t).x0) ** 2
-        return carry, factor * squared.reshape(len(x0), -1).sum(1)
+        return carry, factor * sum_elements(squared)
 
     rows = (jnp.arange(len(u)), u.astype(dtype))
     _, diffusion = jax.lax.scan(term, None, rows)
     ends = schedule.alpha(first_time), schedule.sigma(first_time)
     last = (decoder or Density())(x0, normal(keys[2], 0), *ends)
     prior = jnp.broadcast_to(jnp.asarray(prior_term(process, x0), dtype), (len(x0),))
-    return ContinuousBound(prior, diffusion, last.reshape(len(x0), -1).sum(1))
+    return ContinuousBound(prior, diffusion, sum_elements(last))
 
 
-def check_levels(schedule: Schedule, first_time: Any, proposal: str, sigma_data: Number) -> None:
+def check_levels(schedule: Schedule, first_time: Any, proposal: str, sigma_data: Any) -> None:
     """Raises what `levels` raises, on the host; what is traced is not looked into."""
     if proposal not in PROPOSALS:
         raise ConfigError(unknown_name("proposal", proposal, PROPOSALS))
-    if not sigma_data > 0.0:
-        raise ConfigError(f"sigma_data={sigma_data}; expected a positive number")
+    check_positive("sigma_data", sigma_data)
     if isinstance(first_time, jax.Array):
         return
-    if not 0.0 < first_time < 1.0:
-        raise ConfigError(f"first_time={first_time}; expected a time between 0 and 1")
+    if not isinstance(first_time, Number) or not 0.0 < first_time < 1.0:
+        raise ConfigError(f"first_time={first_time!r}; expected a time between 0 and 1")
     ends: list[Any] = [schedule.sigma(first_time), schedule.alpha(1.0)]
     if any(isinstance(end, jax.Array) for end in ends):
         return
@@ -206,6 +211,15 @@ def check_levels(schedule: Schedule, first_time: Any, proposal: str, sigma_data:
             "proposal='logsnr': this schedule has alpha(1) = 0, where log snr is infinite; "
             "expected 'gaussian' or 'time'"
         )
+
+
+def _check_numbers(u: Any) -> None:
+    """Raises ConfigError for `u` outside [0, 1]; what is traced is not looked into."""
+    if isinstance(u, Tracer):
+        return
+    wrong = ~((np.asarray(u) >= 0.0) & (np.asarray(u) <= 1.0))
+    if wrong.any():
+        raise ConfigError(f"u={np.asarray(u)[wrong][0]:.4g}; expected numbers from 0 to 1")
 
 
 def _rise(schedule: Schedule, t: Any, proposal: str, sigma_data: Number) -> Any:

@@ -12,6 +12,7 @@ et al. 2020):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion.broadcasting import Count, Number
+from diffusion_jax.diffusion.likelihood.arguments import check_count, check_positive, given_keys
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.errors import ConfigError
 
@@ -36,6 +38,11 @@ def bin_width(count: Count, low: Number = -1.0, high: Number = 1.0) -> float:
     return float(high - low) / (int(count) - 1)
 
 
+def cell_nats(dimensions: Count, width: Number) -> float:
+    """-D log w, what (1) adds to the nats of a density for those of a probability."""
+    return -int(dimensions) * math.log(float(width))
+
+
 def dequantise(
     x0: Float[Array | np.ndarray, "batch *shape"], key: Array, width: Number
 ) -> Float[Array, "batch *shape"]:
@@ -44,11 +51,10 @@ def dequantise(
     `key` is one key, or one for each example, as for the solvers. ValueError for a width that is
     not positive.
     """
-    if not width > 0.0:
-        raise ConfigError(f"width={width}; expected a positive number")
+    check_positive("width", width)
     x0 = stepping.start(x0)
     dtype = stepping.compute_dtype(x0)
-    keys = stepping.example_keys(key, len(x0))
+    keys = given_keys("dequantise", key, len(x0))
     u = jax.vmap(lambda k: jax.random.uniform(k, x0.shape[1:], dtype))(keys)
     return x0.astype(dtype) + float(width) * (u - 0.5)
 
@@ -74,10 +80,9 @@ def dequantised_log_probability(
     Raises:
       ValueError: fewer than one draw, or a width that is not positive.
     """
-    if draws < 1:
-        raise ConfigError(f"draws={draws}; expected at least 1")
+    check_count("draws", draws)
     x0 = stepping.start(x0)
-    keys = stepping.example_keys(key, len(x0))
+    keys = given_keys("dequantised_log_probability", key, len(x0))
 
     def body(total: Array, draw: Array) -> tuple[Array, None]:
         pairs = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, draw)))(keys)
@@ -86,5 +91,4 @@ def dequantised_log_probability(
 
     start = jnp.full((len(x0),), -jnp.inf, stepping.compute_dtype(x0))
     total, _ = jax.lax.scan(body, start, jnp.arange(int(draws)))
-    volume = float(np.prod(x0.shape[1:])) * np.log(float(width))
-    return total - np.log(int(draws)).item() + volume.item()
+    return total - math.log(int(draws)) - cell_nats(math.prod(x0.shape[1:]), width)

@@ -24,9 +24,10 @@ from diffusion_jax.diffusion.processes.protocol import Process
 from diffusion_jax.diffusion.schedule_base import Values as Time
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.time_grids import check_times
+from diffusion_jax.errors import ConfigError
 
-# 2^18 states of 20 bits take about 100 MB and a second a step.
-_MOST_STATES = 2**18
+MOST_STATES = 2**18
+"""Beyond this `factorised_bound` refuses; so many of 20 bits take 100 MB and a second a step."""
 
 
 class Bound(NamedTuple):
@@ -49,12 +50,12 @@ def variational_term(
     With (t, s) from `random_step` over K steps, K times this plus `prior_term` is an unbiased
     estimate of the bound, and so a training loss.
     """
-    return _sum_elements(process.kl(x0, x_t, x0_hat, t, s))
+    return sum_elements(process.kl(x0, x_t, x0_hat, t, s))
 
 
 def prior_term(process: Process, x0: Elements) -> Float[Array | np.ndarray, " batch"]:
     """KL(q(x_1 | x0) || prior) [batch], summed over the elements of an example."""
-    return _sum_elements(process.prior_kl(x0))
+    return sum_elements(process.prior_kl(x0))
 
 
 def random_step(
@@ -104,40 +105,56 @@ def factorised_bound(
     sequences: Float[np.ndarray, "count bits"],
     process: Binomial,
     times: Any,
+    chances: Float[np.ndarray, " count"] | None = None,
 ) -> float:
-    """The expected bound of the best bitwise model of equally likely bit `sequences`, exactly.
+    """The expected bound of the best bitwise model of bit `sequences`, exactly.
 
     Nats a sequence, in float64: what `variational_bound` averages to with the exact marginals
     x0_hat = p(x0 = 1 | x_t), the optimum for reverse kernels that are independent between bits. It
-    exceeds the entropy log(count) by the floor that such kernels cannot go below at these times.
+    exceeds their entropy by the floor that such kernels cannot go below at these times. `chances`
+    are those of the sequences, 1 in sum; None for equal ones, of entropy log(count).
 
     Bits that agree over all sequences are exchangeable, so that the expectation runs over counts of
-    ones, not over 2^bits states. Raises ValueError where even those are too many to enumerate.
+    ones, not over 2^bits states. Raises ValueError where even those are too many to enumerate, see
+    `noisy_states`.
     """
     times = check_times(times)
-    columns, sizes = np.unique(np.asarray(sequences, np.float64), axis=1, return_counts=True)
-    number = float(np.prod(sizes + 1.0))
-    if number > _MOST_STATES:
-        raise ValueError(
+    if chances is None:
+        chances = np.full(len(sequences), 1.0 / len(sequences))
+    number = noisy_states(sequences)
+    if number > MOST_STATES:
+        raise ConfigError(
             f"sequences have {number:.3g} distinguishable noisy states; expected at most"
-            f" {_MOST_STATES} (estimate the bound by variational_bound instead)"
+            f" {MOST_STATES} (estimate the bound by variational_bound instead)"
         )
+    columns, sizes = np.unique(np.asarray(sequences, np.float64), axis=1, return_counts=True)
     axes = np.meshgrid(*(np.arange(n + 1.0) for n in sizes), indexing="ij")
     ones = np.stack([axis.ravel() for axis in axes], axis=1)
-    terms = [
-        _expected_term(columns, sizes, ones, process, t, s) for t, s in itertools.pairwise(times)
-    ]
-    return float(sum(terms) + (process.prior_kl(columns) @ sizes).mean())
+    data = columns, sizes, np.log(chances)
+    terms = [_expected_term(*data, ones, process, t, s) for t, s in itertools.pairwise(times)]
+    return float(sum(terms) + chances @ (process.prior_kl(columns) @ sizes))
+
+
+def noisy_states(sequences: Float[np.ndarray, "count bits"]) -> float:
+    """How many states `factorised_bound` of these sequences goes through."""
+    _, sizes = np.unique(np.asarray(sequences), axis=1, return_counts=True)
+    return float(np.prod(sizes + 1.0))
 
 
 def _expected_term(
-    columns: np.ndarray, sizes: np.ndarray, ones: np.ndarray, process: Binomial, t: float, s: float
+    columns: np.ndarray,
+    sizes: np.ndarray,
+    log_chances: np.ndarray,
+    ones: np.ndarray,
+    process: Binomial,
+    t: float,
+    s: float,
 ) -> float:
     """E KL over x_t and x0. columns [count, groups], sizes [groups], ones [states, groups]."""
     zeros = sizes - ones
     probability = process.marginal(columns, t).mean
     log_joint = ones @ np.log(probability).T + zeros @ np.log1p(-probability).T
-    log_joint += _log_choose(sizes, ones).sum(1, keepdims=True) - np.log(len(columns))
+    log_joint += _log_choose(sizes, ones).sum(1, keepdims=True) + log_chances
     joint = np.exp(log_joint)
     mass = joint.sum(1, keepdims=True)
     x0_hat = (joint / mass) @ columns
@@ -156,5 +173,6 @@ def _log_choose(n: np.ndarray, k: np.ndarray) -> np.ndarray:
     return log_factorial[n] - log_factorial[k] - log_factorial[n - k]
 
 
-def _sum_elements(nats: Any) -> Any:
+def sum_elements(nats: Any) -> Any:
+    """[batch] sums over the elements of each example."""
     return nats.reshape(nats.shape[0], -1).sum(1)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax.diffusion.broadcasting import Count, Number
+from diffusion_jax.errors import ConfigError
 
 
 class Estimate(NamedTuple):
@@ -43,7 +44,7 @@ def estimate(values: Any) -> Estimate:
     """
     array = np.asarray(values, np.float64)
     if array.ndim != 1 or not array.size:
-        raise ValueError(f"values has shape {array.shape}; expected [n] with n >= 1")
+        raise ConfigError(f"values has shape {array.shape}; expected [n] with n >= 1")
     n = array.size
     error = float(array.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
     return Estimate(float(array.mean()), error, n)
@@ -56,5 +57,5 @@ def bits_per_dim(nats: Estimate, dimensions: Count) -> Estimate:
       ValueError: fewer than one dimension.
     """
     if dimensions < 1:
-        raise ValueError(f"dimensions={dimensions}; expected at least 1")
+        raise ConfigError(f"dimensions={dimensions}; expected at least 1")
     return nats.scaled(1.0 / (int(dimensions) * math.log(2.0)))

@@ -31,6 +31,7 @@ from jaxtyping import Array, Float
 from diffusion_jax.diffusion.broadcasting import Count, Number, expand
 from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
 from diffusion_jax.diffusion.likelihood.adaptive import dormand_prince
+from diffusion_jax.diffusion.likelihood.discrete import sum_elements
 from diffusion_jax.diffusion.likelihood.traces import probe_vectors, with_divergence
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
@@ -113,8 +114,7 @@ def flow_log_density(
 
 def _log_prior(y: Array) -> Array:
     """Standard normal log-density [batch]."""
-    squares = (y**2).reshape(len(y), -1).sum(1)
-    return -0.5 * squares - 0.5 * math.prod(y.shape[1:]) * math.log(2.0 * math.pi)
+    return -0.5 * sum_elements(y**2) - 0.5 * math.prod(y.shape[1:]) * math.log(2.0 * math.pi)
 
 
 Pair = tuple[Array, Array]

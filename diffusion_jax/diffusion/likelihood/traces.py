@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion.broadcasting import Count
+from diffusion_jax.diffusion.likelihood.arguments import check_count
+from diffusion_jax.diffusion.likelihood.discrete import sum_elements
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.errors import ConfigError, unknown_name
 
@@ -39,8 +41,7 @@ def probe_vectors(
                 f" at most {MOST_DIMENSIONS}, or 'rademacher'"
             )
         return jnp.eye(dimensions, dtype=x.dtype).reshape(dimensions, 1, *x.shape[1:])
-    if probes < 1:
-        raise ConfigError(f"probes={probes}; expected at least 1")
+    check_count("probes", probes)
     if key is None:
         raise ConfigError(f"key=None; trace={trace!r} draws vectors: give key, or trace='exact'")
     sampler: Any = TRACES[trace]
@@ -59,7 +60,7 @@ def with_divergence(
     def one(total: Array, vector: Array) -> tuple[Array, None]:
         vector = jnp.broadcast_to(vector, y.shape)
         products = vector * pull(vector)[0]
-        return total + products.reshape(len(y), -1).sum(1), None
+        return total + sum_elements(products), None
 
     total, _ = jax.lax.scan(one, jnp.zeros(len(y), y.dtype), vectors)
     return value, total if exact else total / len(vectors)

@@ -19,6 +19,7 @@ from jaxtyping import Array
 from diffusion_jax.diffusion.broadcasting import Elements, expand, namespace
 from diffusion_jax.diffusion.processes.protocol import Normal, Time
 from diffusion_jax.diffusion.schedule_base import Schedule
+from diffusion_jax.errors import ConfigError
 
 
 class _Step(NamedTuple):
@@ -46,7 +47,7 @@ class Gaussian:
 
     def __post_init__(self) -> None:
         if self.variance not in ("small", "large"):
-            raise ValueError(f"variance={self.variance!r} is unknown; known: large, small")
+            raise ConfigError(f"variance={self.variance!r} is unknown; known: large, small")
 
     def noise(self, key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         """Standard normal."""

@@ -18,12 +18,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Elements, namespace
 from diffusion_jax.diffusion.denoiser import Denoised, Denoiser, as_denoiser
 from diffusion_jax.diffusion.processes.gaussian import Gaussian
 from diffusion_jax.diffusion.processes.protocol import Distribution, Normal, Process, Time
+from diffusion_jax.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class LearnedGaussian(Gaussian):
 
     def __post_init__(self) -> None:
         if self.variance != "learned":
-            raise ValueError(f"variance={self.variance!r}; expected 'learned', or a Gaussian")
+            raise ConfigError(f"variance={self.variance!r}; expected 'learned', or a Gaussian")
 
     def posterior(self, x_t: Elements, x0_hat: Elements, t: Time, s: Time) -> Normal:
         """p(x_s | x_t) of (1) to (3)."""
@@ -69,7 +71,7 @@ class LearnedGaussian(Gaussian):
     def _halves(self, x_t: Elements, x0_hat: Elements) -> tuple[Any, Any]:
         size = x_t.shape[-1]
         if x0_hat.shape != (*x_t.shape[:-1], 2 * size):
-            raise ValueError(
+            raise ConfigError(
                 f"x0_hat has shape {x0_hat.shape}; expected {(*x_t.shape[:-1], 2 * size)}: the "
                 "estimate and the fraction of the variance"
             )
@@ -96,7 +98,7 @@ class Modelled:
     process: Process
     estimate: Callable[[Any, Any], Any]
 
-    def noise(self, key: Array, shape: tuple[int, ...], dtype: Any = float) -> Array:
+    def noise(self, key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         """That of the process."""
         return self.process.noise(key, shape, dtype)
 
@@ -124,7 +126,10 @@ class Modelled:
 def with_fraction(denoised: Denoised) -> Any:
     """What `LearnedGaussian` takes as x0_hat: x0 and the fraction of the variance."""
     if denoised.variance_fraction is None:
-        raise ValueError("a learned variance needs a denoiser that gives variance_fraction")
+        raise ConfigError(
+            "denoise gives variance_fraction=None; a learned variance needs one: expected a "
+            "denoiser of a network with learned_variance=True, or a process Gaussian"
+        )
     xp = namespace(denoised.x0)
     return xp.concatenate([denoised.x0, denoised.variance_fraction], axis=-1)
 

@@ -2,10 +2,11 @@
 
 All share one signature, `solver(denoise, schedule, times, x, *, key=None, noise=None,
 trajectory=False, **options)`. `denoise` is a Denoiser or a function (x, t) -> x0, which need only
-broadcast to x; `times`, [steps + 1], decreases within [0, 1]; `x` is [batch, ...] in the process's
-own units, at the start alpha x0 + sigma eps. The result is the state at times[-1], or with
-`trajectory` that and all states [steps + 1, batch, ...], `x` first. Each is one scan, to be jitted
-by the caller with its network. ConfigError where the denoiser has no x0 at times[0].
+broadcast to x; t is a scalar, in `dopri5` [batch, 1, ...] of the rank of x. `times`, [steps + 1],
+decreases within [0, 1]; `x` is [batch, ...] in the process's own units, at the start alpha x0 +
+sigma eps. The result is the state at times[-1], or with `trajectory` that and all states
+[steps + 1, batch, ...], `x` first. Each is one scan, with a while loop in that of `dopri5`, to be
+jitted by the caller with its network. ConfigError where the denoiser has no x0 at times[0].
 
 Randomness: `key` is one key, from which example i takes fold_in(key, i), or a key array [batch];
 draw j of step k uses fold_in(fold_in(key_i, k), j), so that a sample does not depend on its batch.

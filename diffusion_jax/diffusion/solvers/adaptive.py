@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Count, Number, expand
-from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
+from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.coordinates import Coordinates, coordinates_of
@@ -41,7 +41,8 @@ def dopri5(
     judged in units of the data. Every example has its own steps; `embedded_pair` says how they are
     chosen by `rtol` and `atol`. Fifth order; six evaluations of the batch a try, and one at the
     start of each interval between two of the times; give two or three times for free steps.
-    Deterministic, key and noise unused.
+    A Denoiser is given t as [batch], a function as [batch, 1, ...] of the rank of x. Deterministic,
+    key and noise unused.
 
     Where times[-1] has sigma = 0 the integration stops at sigma/alpha = `last_sigma` (EDM's
     smallest), or at times[-2] if that is lower, and one Euler step, the denoiser's x0, ends it;
@@ -53,21 +54,28 @@ def dopri5(
     evaluations, those of rejected tries too.
 
     Raises ConfigError for tolerances, last_sigma, first_step or max_tries that are not positive,
-    bad times or bad coordinates.
+    a max_tries that is not whole, bad times or bad coordinates.
     """
     del key, noise
     _check_positive(
         rtol=rtol, atol=atol, last_sigma=last_sigma, max_tries=max_tries, first_step=first_step
     )
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    if max_tries % 1 != 0:
+        raise ConfigError(f"max_tries={max_tries}; expected a whole number of tries")
+    if not isinstance(denoise, Denoiser):
+        denoise = _broadcasting(denoise)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     levels = coordinates_of(steps, coordinates)
     slope_at = _slope_of(denoiser, schedule, levels.flow)
     pair = EmbeddedPair(slope_at, float(rtol), float(atol), int(max_tries), float(first_step))
     rows = _intervals(schedule, steps, levels, last_sigma)
     result, count = _integrate(pair, denoiser, x, rows, trajectory)
     return (result, count) if evaluations else result
+
+
+def _broadcasting(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`function` with t as [batch, 1, ...]: its x0 need only broadcast to x, as would one of t."""
+    return lambda x, t: function(x, expand(t, x))
 
 
 def _check_positive(**options: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jax.core import Tracer
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.denoiser import as_denoiser
@@ -37,11 +38,13 @@ def ancestral(
     whose coefficients are computed in float64 while here the process computes them in the type of
     x. Tokens are whole numbers from beginning to end.
 
-    Raises ValueError for bad times, or without key and noise.
+    Raises ConfigError for bad times, or without key and noise.
     """
     state = stepping.start_of(process, x)
-    denoiser, times = as_denoiser(denoise), check_times(times)
-    denoiser.check_start(times[0])
+    denoiser = as_denoiser(denoise)
+    if not isinstance(times, Tracer):
+        times = check_times(times)
+        denoiser.check_start(times[0])
     draws = stepping.draws("ancestral", state, len(times) - 1, key, noise)
 
     def update(x: Array, carry: Any, row: Any) -> Any:

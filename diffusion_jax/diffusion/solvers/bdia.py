@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Number
-from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
+from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.inversion import ddim_inversion, falling
@@ -99,12 +99,10 @@ def bdia_inversion(
     """
     if not 0.0 < gamma <= 1.0:
         raise ConfigError(f"gamma={gamma}; expected above 0 (which cannot be inverted) to 1")
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
     fall = falling(times)
     if len(fall) < 3:
         raise ConfigError(f"times has {len(fall)} entries; bdia_inversion takes 3 or more")
-    steps = stepping.steps_of(denoiser, schedule, fall)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, fall, x)
     neighbour: Any = second
     if second is None:
         neighbour = ddim_inversion(denoiser, schedule, fall[::-1][:2], x)
@@ -128,9 +126,7 @@ def _down(
 ) -> tuple[Any, Pair]:
     if not 0.0 <= gamma <= 1.0:
         raise ConfigError(f"gamma={gamma}; expected a number from 0 (DDIM) to 1 (time-symmetric)")
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     xp, (t, alpha, sigma) = steps.xp, _levels(steps)
     # The first step has no state before it, and a share of 0 of one.
     before = [xp.concatenate([level[:1], level[:-2]]) for level in (alpha, sigma)]

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Number
-from diffusion_jax.diffusion.denoiser import as_denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
+from diffusion_jax.diffusion.solvers.linear import scan_linear
 from diffusion_jax.diffusion.solvers.stepping import Denoise, Noise, Result, Start, Steps
 from diffusion_jax.errors import ConfigError
 
@@ -37,15 +37,13 @@ def lcm(
     for a network that maps to the end of the path. One evaluation and one draw a step; none on a
     step to sigma_s = 0. Uses x0, not eps, of the denoiser.
 
-    Raises ConfigError for a timestep_scaling or sigma_data that is not positive, or bad times,
-    ValueError without key and noise.
+    Raises ConfigError for a timestep_scaling or sigma_data that is not positive, bad times,
+    or without key and noise.
     """
     for name, value in (("timestep_scaling", timestep_scaling), ("sigma_data", sigma_data)):
         if value is not None and not value > 0.0:
             raise ConfigError(f"{name}={value}; expected a positive number")
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     skip, out = steps.xp.zeros_like(steps.alpha_s), steps.xp.ones_like(steps.alpha_s)
     if timestep_scaling is not None:
         tau = float(timestep_scaling) * (schedule.num_steps * steps.t - 1.0)
@@ -53,15 +51,8 @@ def lcm(
         skip, out = float(sigma_data) ** 2 / variance, tau / variance**0.5
     draws = stepping.draws("lcm", x, len(steps.t), key, noise, steps.sigma_s > 0.0)
 
-    def update(x: Array, carry: Any, row: Any) -> Any:
-        (t, to_x, to_x0, std), drawn = row
-        denoised, carry = denoiser.step(x, t, carry)
-        z = draws.draw(drawn, x.shape, x.dtype)
-        return to_x * x + to_x0 * denoised.x0 + std * z, carry
-
-    coefficients = (steps.t, steps.alpha_s * skip, steps.alpha_s * out, steps.sigma_s)
-    rows = (stepping.cast(x, *coefficients), draws.rows(len(steps.t)))
-    return stepping.scan_steps(update, x, denoiser.init, rows, trajectory)
+    columns = (steps.t, steps.alpha_s * skip, steps.alpha_s * out, steps.sigma_s)
+    return scan_linear(denoiser, x, columns, draws, trajectory)
 
 
 def tcd(
@@ -88,42 +79,29 @@ def tcd(
 
     One evaluation and one draw a step. Uses x0 and eps of the denoiser, as `ddim` does.
 
-    Raises ConfigError for gamma outside [0, 1] or bad times, ValueError for gamma > 0 without key
-    and noise.
+    Raises ConfigError for gamma outside [0, 1], bad times, or gamma > 0 without key and
+    noise.
     """
     if not 0.0 <= gamma <= 1.0:
         raise ConfigError(f"gamma={gamma}; expected a number from 0 (deterministic) to 1")
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     lower, std = _lower_ends(schedule, steps, float(gamma), table)
     draws = None
     if gamma > 0.0:
         draws = stepping.draws("tcd with gamma > 0", x, len(steps.t), key, noise, std > 0.0)
 
-    def update(x: Array, carry: Any, row: Any) -> Any:
-        (t, to_x0, to_eps, std), drawn = row
-        denoised, carry = denoiser.step(x, t, carry)
-        x_s = to_x0 * denoised.x0 + to_eps * denoised.eps
-        if draws is not None:
-            x_s = x_s + std * draws.draw(drawn, x.shape, x.dtype)
-        return x_s, carry
-
-    rows = (
-        stepping.cast(x, steps.t, *lower, std),
-        None if draws is None else draws.rows(len(steps.t)),
-    )
-    return stepping.scan_steps(update, x, denoiser.init, rows, trajectory)
+    return scan_linear(denoiser, x, (steps.t, *lower, std), draws, trajectory, of_eps=True)
 
 
 def _lower_ends(schedule: Schedule, steps: Steps, gamma: float, table: bool) -> tuple[Any, Any]:
-    """What multiplies (x0, eps), and the noise that is added, each [steps]."""
+    """What multiplies (eps, x0), and the noise that is added, each [steps]."""
     xp = steps.xp
     r = (1.0 - gamma) * steps.s
     if table:
         size = schedule.num_steps
-        entry = np.round(np.asarray(steps.s) * size - 1.0).astype(np.float32)
-        r = (np.floor(np.float32(1.0 - gamma) * entry).astype(np.float64) + 1.0) / size
+        entry = xp.round(xp.asarray(steps.s) * size - 1.0).astype(np.float32)
+        kept = xp.floor(np.float32(1.0 - gamma) * entry).astype(xp.result_type(float))
+        r = (kept + 1.0) / size
     alpha, sigma = schedule.alpha(r), schedule.sigma(r)
     ratio = steps.alpha_s / alpha
     fresh = steps.sigma_s**2 - (sigma * ratio) ** 2
@@ -131,4 +109,4 @@ def _lower_ends(schedule: Schedule, steps: Steps, gamma: float, table: bool) -> 
     renewed = renewed & (fresh > 0.0) & (gamma > 0.0)
     std = xp.where(renewed, xp.sqrt(xp.where(renewed, fresh, 1.0)), 0.0)
     scale = xp.where(renewed, ratio, 1.0)
-    return (scale * alpha, scale * sigma), std
+    return (scale * sigma, scale * alpha), std

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Number
-from diffusion_jax.diffusion.denoiser import as_denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.stepping import Denoise, Noise, Result, Start, Steps
@@ -58,12 +57,10 @@ def ddpm(
     step as a library has them in single precision, which loses digits where either is small.
 
     Raises ConfigError for an unknown variance, a min_variance that is not positive with
-    final_noise, or bad times, ValueError without key and noise.
+    final_noise, a `rounded` of another shape, bad times, or without key and noise.
     """
     kind = _checked(variance, min_variance, final_noise)
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     xp = steps.xp
     noisy = (steps.sigma_s > 0.0) | final_noise
     to_x, to_x0, large = _coefficients(steps, rounded)
@@ -104,5 +101,10 @@ def _coefficients(steps: Steps, rounded: tuple[Any, Any] | None) -> tuple[Any, A
         large = steps.sigma_t * xp.sqrt(steps.fresh)
         return steps.decay * steps.sigma_ratio, steps.alpha_s * steps.fresh, large
     kept, beta = (np.asarray(values, np.float64) for values in rounded)
+    for name, values in (("[0]", kept), ("[1]", beta)):
+        if values.shape != steps.t.shape:
+            raise ConfigError(
+                f"rounded{name} has shape {values.shape}; expected {steps.t.shape}, one a step"
+            )
     to_x0 = steps.alpha_s * beta / steps.sigma_t**2
     return xp.sqrt(kept) * steps.sigma_ratio**2, to_x0, xp.sqrt(beta)

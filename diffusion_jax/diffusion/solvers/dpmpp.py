@@ -32,7 +32,7 @@ def dpmpp_1m(
     Lu et al. 2022, "DPM-Solver++"; DDIM with eta=0 unless x0 was altered, and `euler`. One
     evaluation a step; deterministic, key and noise unused.
 
-    Raises ValueError for bad times.
+    Raises ConfigError for bad times.
     """
     del key, noise
     return solve_multistep("x0", denoise, schedule, times, x, trajectory, 1, Rules())
@@ -63,7 +63,7 @@ def dpmpp_2m(
     sigma_s = 0) and the step after an infinite h are of order 1. `lower_order_final` and
     `euler_at_final` are those of `dpmpp_3m`.
 
-    Raises ValueError for an unknown solver_type or bad times.
+    Raises ConfigError for an unknown solver_type or bad times.
     """
     del key, noise
     rules = Rules(solver_type, True, lower_order_final, euler_at_final)
@@ -89,14 +89,16 @@ def dpmpp_3m(
     As published, in Lu et al.'s code, the second difference, h^2 x0''/2, is multiplied by what
     belongs to h^2 x0'', which leaves order 2. `corrected` doubles it, and since a first step of
     order 1 would leave order 2 as well, corrects its result as UniPC does, at no evaluation:
-    order 3. One evaluation a step; deterministic, key and noise unused.
+    order 3. From alpha_t = 0 the step after that is corrected, and second order in the number of
+    steps is what is left: see `exponential`. One evaluation a step; deterministic, key and noise
+    unused.
 
     Start-up rule: as in `dpmpp_2m`, a step is of order 1 or 2 while fewer steps of finite h
     precede it; those of order 2 are of `solver_type`. `lower_order_final` lowers the last step to
     order 1 and the one before to 2 at most (many libraries do so below 15 steps);
     `euler_at_final` the last step alone.
 
-    Raises ValueError for an unknown solver_type or bad times.
+    Raises ConfigError for an unknown solver_type or bad times.
     """
     del key, noise
     rules = Rules(solver_type, corrected, lower_order_final, euler_at_final, corrected)
@@ -115,7 +117,7 @@ def dpmpp_1s(
 ) -> Result:
     """DPM-Solver++(1S): of order 1, and therefore `dpmpp_1m`.
 
-    Raises ValueError for bad times.
+    Raises ConfigError for bad times.
     """
     del key, noise
     return solve_singlestep("x0", denoise, schedule, times, x, trajectory, 1, Rules(), None)
@@ -139,7 +141,7 @@ def dpmpp_2s(
     Lu et al. 2022, "DPM-Solver++", algorithm 1, with r = (rise of the first interval)/h. So len(
     times) - 1 evaluations, as with every solver here. Second order; the rest as in `dpmpp_3s`.
 
-    Raises ValueError for an unknown solver_type, a bad order_list or bad times.
+    Raises ConfigError for an unknown solver_type, a bad order_list or bad times.
     """
     del key, noise
     rules = Rules(solver_type, True, lower_order_final)
@@ -168,14 +170,15 @@ def dpmpp_3s(
     at the end one of two or two of two for what is left over. `lower_order_final` is the published
     rule: one interval left over is a group, and where nothing is left over the last group is
     divided into two and one (for 2S one and one). A step to sigma_s = 0 is always of order 1.
-    `order_list` [steps] gives the order of every interval instead, such as (1, 2, 3, 1, 2, 1).
+    `order_list` [steps] gives the order of every interval, up to that of the method, instead, such
+    as (1, 2, 3, 1, 2, 1); `lower_order_final` is refused beside it.
 
     Order 3 needs the second inner time at about 2h/3, as on grids that are smooth in logsnr or t:
     there the value at the first, whose state is of order 1, has no weight ("midpoint" leaves it out
     anywhere); elsewhere both solver types are of order 2. The group from alpha_t = 0 begins anew
     after one step. Deterministic, key and noise unused.
 
-    Raises ValueError for an unknown solver_type, a bad order_list or bad times.
+    Raises ConfigError for an unknown solver_type, a bad order_list or bad times.
     """
     del key, noise
     rules = Rules(solver_type, True, lower_order_final)

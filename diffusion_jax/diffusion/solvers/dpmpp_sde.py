@@ -42,7 +42,7 @@ def dpmpp_sde(
     eps. The order is that of the drift, all draws being 0. Start-up rule, `lower_order_final` and
     `euler_at_final` as in `dpmpp_3m`.
 
-    Raises ValueError for another order or more than there are steps, an unknown solver_type, bad
+    Raises ConfigError for another order or more than there are steps, an unknown solver_type, bad
     times, or without key and noise.
     """
     rules = Rules(solver_type, corrected, lower_order_final, euler_at_final, corrected)
@@ -75,7 +75,7 @@ def dpmpp_sde_singlestep(
     step; uses x0, not eps. `corrected=False` takes order 3 of "heun" with the sign that libraries
     have; other options as in `dpmpp_3s`.
 
-    Raises ValueError for another order or more than there are steps, an unknown solver_type, a bad
+    Raises ConfigError for another order or more than there are steps, an unknown solver_type, a bad
     order_list, bad times, or without key and noise.
     """
     rules = Rules(solver_type, corrected, lower_order_final)
@@ -116,7 +116,7 @@ def dpmsolver_sde(
     `dpmpp_sde`, whose step, x_s = alpha_s x0 + sigma_s z, it takes where h is infinite.
     One evaluation and one draw a step; options as in `dpmpp_sde`.
 
-    Raises ValueError for another order or more than there are steps, an unknown solver_type, bad
+    Raises ConfigError for another order or more than there are steps, an unknown solver_type, bad
     times, or without key and noise.
     """
     rules = Rules(solver_type, True, lower_order_final, euler_at_final)

@@ -43,7 +43,7 @@ def dpmsolver(
     evaluation a step; deterministic, key and noise unused. Start-up rule, `lower_order_final` and
     `euler_at_final` as in `dpmpp_3m`.
 
-    Raises ValueError for another order or more than there are steps, an unknown solver_type or bad
+    Raises ConfigError for another order or more than there are steps, an unknown solver_type or bad
     times.
     """
     del key, noise
@@ -71,7 +71,7 @@ def dpmsolver_singlestep(
     one evaluation an interval. Groups, options and orders as in `dpmpp_3s`. Deterministic, key and
     noise unused.
 
-    Raises ValueError for another order or more than there are steps, an unknown solver_type, a bad
+    Raises ConfigError for another order or more than there are steps, an unknown solver_type, a bad
     order_list or bad times.
     """
     del key, noise
@@ -105,7 +105,7 @@ def deis(
     `dpmpp_3m` does, at no evaluation. One evaluation a step; deterministic, key and noise unused.
     Start-up rule and `lower_order_final` as in `dpmpp_3m`.
 
-    Raises ValueError for another order or more than there are steps, or bad times.
+    Raises ConfigError for another order or more than there are steps, or bad times.
     """
     del key, noise
     rules = Rules("heun", True, lower_order_final, False, corrected)

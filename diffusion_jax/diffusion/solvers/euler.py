@@ -8,9 +8,10 @@ from typing import Any
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Number
-from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
+from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
+from diffusion_jax.diffusion.solvers.linear import scan_linear
 from diffusion_jax.diffusion.solvers.noising import (
     Noising,
     ancestral_split,
@@ -60,9 +61,7 @@ def euler(
     """
     if held is not None and held not in HELD:
         raise ConfigError(unknown_name("held", held, HELD))
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     churn = churned(schedule if held is None else None, steps, s_churn, s_tmin, s_tmax, s_noise)
     draws = churn.draws("euler with s_churn > 0", x, key, noise) if s_churn else None
     if held is not None and draws is not None:
@@ -97,34 +96,20 @@ def euler_ancestral(
     `s_noise`, a factor of the noise. One evaluation and one draw a step, none on a step to
     sigma_s = 0.
 
-    Raises ConfigError for eta outside [0, 1], a negative s_noise or bad times, ValueError for
-    eta > 0 without key and noise.
+    Raises ConfigError for eta outside [0, 1], a negative s_noise, bad times, or eta > 0
+    without key and noise.
     """
     check_eta(eta)
     check_noise(s_noise)
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     kept, std = ancestral_split(steps, eta, s_noise)
     draws = None
     if eta > 0.0:
         draws = stepping.draws("euler_ancestral", x, len(steps.t), key, noise, std > 0.0)
 
-    def update(x: Array, carry: Any, row: Any) -> Any:
-        (t, to_x, to_x0, std), drawn = row
-        denoised, carry = denoiser.step(x, t, carry)
-        x_s = to_x * x + to_x0 * denoised.x0
-        if draws is not None:
-            x_s = x_s + std * draws.draw(drawn, x.shape, x.dtype)
-        return x_s, carry
-
-    to_x = kept * steps.sigma_ratio
     to_x0 = steps.alpha_s * (1.0 - kept * steps.decay)
-    rows = (
-        stepping.cast(x, steps.t, to_x, to_x0, std),
-        None if draws is None else draws.rows(len(steps.t)),
-    )
-    return stepping.scan_steps(update, x, denoiser.init, rows, trajectory)
+    columns = (steps.t, kept * steps.sigma_ratio, to_x0, std)
+    return scan_linear(denoiser, x, columns, draws, trajectory)
 
 
 def euler_coefficients(steps: Steps) -> tuple[Any, Any]:

@@ -17,6 +17,10 @@ With w_k, what multiplies h^(k-1) times derivative k - 1 of m at the start of th
 (Lu et al. 2022, "DPM-Solver", equation 3.4, and "DPM-Solver++", equations 8 and 16). Only w_1 is
 finite where h is infinite, from alpha_t = 0 or to sigma_s = 0, and is computed from ratios: such a
 step is of order 1, and the steps after one from alpha_t = 0 do not look back beyond its end.
+
+The orders that the solvers state are those in h. From alpha_t = 0 the next h are about log 2,
+log 3/2, ..., however many steps there are: orders 2 and 3 are both of second order in the number of
+steps from there, and differ in the constant alone.
 """
 
 from __future__ import annotations
@@ -55,6 +59,12 @@ def finite_rise(steps: Steps) -> tuple[Any, Any]:
     rise = steps.rise
     usable = steps.xp.isfinite(rise) & (rise > 1e-12)
     return usable, steps.xp.where(usable, rise, 1.0)
+
+
+def begins(steps: Steps) -> Any:
+    """Where h is finite but not that of the step before: of order 1, whatever the method."""
+    finite, _ = finite_rise(steps)
+    return finite & ~steps.xp.concatenate([steps.xp.zeros_like(finite[:1]), finite[:-1]])
 
 
 def direct(form: str, steps: Steps) -> Any:

@@ -12,6 +12,7 @@ from diffusion_jax.diffusion.broadcasting import Count
 from diffusion_jax.diffusion.solvers.exponential import (
     Weights,
     before,
+    begins,
     finite_rise,
     on_values,
     weights,
@@ -36,7 +37,7 @@ class Plan(NamedTuple):
 class Rules(NamedTuple):
     """The options of a multistep method: see `dpmpp.dpmpp_3m`, and `unipc.unipc` for bh1, bh2.
 
-    `corrected_start` adds to the second step the correction of the first: see `start_corrected`.
+    `corrected_start` adds the correction of the step that `begins`: see `start_correction`.
     """
 
     solver_type: str = "midpoint"
@@ -68,11 +69,16 @@ class Rules(NamedTuple):
         if order == 2 and self.solver_type == "bh1":
             return (w[0], 0.5 * scale, *w[2:])
         if order == 3 and not self.corrected:
-            # The second difference is h^2 m''/2, and is given what belongs to h^2 m''; with noise
-            # moreover by (1 - e^-2h - 2h)/(2h)^2 - 1/2, where the integral has + 1/2.
-            third = -(w[1] + 0.5 * scale) / (2.0 * weights.h) if form == "sde_x0" else w[2]
+            # The second difference is h^2 m''/2, and is given what belongs to h^2 m''.
+            third = _sde_third(weights) if form == "sde_x0" else w[2]
             return (*w[:2], 0.5 * third, *w[3:])
         return w
+
+
+def _sde_third(weights: Weights) -> Any:
+    """w_3 with noise as libraries have it, (1 - e^-2h - 2h)/(2h)^2 - 1/2, where the integral has
+    + 1/2."""
+    return -(weights.w[1] + 0.5 * weights.scale) / (2.0 * weights.h)
 
 
 def multistep(form: str, steps: Steps, order: int, rules: Rules) -> Plan:
@@ -85,25 +91,21 @@ def multistep(form: str, steps: Steps, order: int, rules: Rules) -> Plan:
         nodes = [*nodes, -back / of_step.h]
     to_m = select(steps.xp, rules.orders(steps, order), columns)
     if rules.corrected_start and order > 2 and len(steps.t) > 1:
-        to_m = start_corrected(form, steps, rules, of_step, to_m)
+        to_m = to_m + start_correction(form, steps, rules, of_step, order)
     return Plan(of_step.to_x, to_m)
 
 
-def start_corrected(form: str, steps: Steps, rules: Rules, of_step: Weights, to_m: Any) -> Any:
-    """`to_m` of which the second step starts from the corrected end of the first.
+def start_correction(form: str, steps: Steps, rules: Rules, of_step: Weights, count: int) -> Any:
+    """What is added to `to_m` [steps, count] where a step starts from a corrected end.
 
-    The first step, of order 1, has a local error that leaves order 2 of the whole. Once the
-    denoiser has seen its end, the line through both values takes the place of the first, as UniPC
-    has it: w_2 (m_1 - m_0) more, which the second step multiplies as it does its start.
+    The first step of finite h, of order 1, has a local error that leaves order 2 of the whole. Once
+    the denoiser has seen its end, the line through both values takes the place of the first, as
+    UniPC has it: w_2 (m_1 - m_0) more, which the next step multiplies as it does its start.
     """
-    second = rules.published(form, 2, of_step)[1]
-    if form in ("eps", "sde_eps"):
-        finite, _ = finite_rise(steps)
-        second = steps.xp.where(finite, second, 0.0)
-    more = of_step.to_x[1] * second[0]
-    change = steps.xp.stack([more, -more] + [0.0 * more] * (to_m.shape[-1] - 2))
-    is_second = (np.arange(len(steps.t)) == 1)[:, None]
-    return to_m + steps.xp.where(is_second, change, 0.0)
+    xp = steps.xp
+    more = xp.where(begins(steps), rules.published(form, 2, of_step)[1], 0.0)
+    more = xp.concatenate([0.0 * more[:1], of_step.to_x[1:] * more[:-1]])
+    return xp.stack([more, -more] + [0.0 * more] * (count - 2), -1)
 
 
 def corrector(form: str, steps: Steps, order: int, rules: Rules) -> tuple[Plan, Any]:
@@ -156,8 +158,7 @@ def singlestep(
             nodes.append(since / of_group.h)
         w = of_group.w
         if form == "sde_x0" and not rules.corrected:
-            # As libraries have it, (1 - e^-2h - 2h)/(2h)^2 - 1/2, where the integral has + 1/2.
-            w = (*w[:2], -(w[1] + 0.5 * of_group.scale) / (2.0 * of_group.h), *w[3:])
+            w = (*w[:2], _sde_third(of_group), *w[3:])
         columns.append(_of_type(rules.solver_type, w, nodes)[::-1])
         to_x = xp.where(orders == q, of_group.to_x, to_x)
         fresh = xp.where(orders == q, group.fresh, fresh)
@@ -191,16 +192,17 @@ def order_list(order: int, steps: int, lower_order_final: bool) -> list[int]:
     return orders
 
 
-def check_order_list(orders: Sequence[int], steps: int) -> list[int]:
-    """`orders`, or ConfigError unless each is 1 or one more than the one before, and at most 3."""
+def check_order_list(orders: Sequence[int], steps: int, most: int) -> list[int]:
+    """`orders`, or ConfigError unless each is 1 or one more than the one before, at most `most`."""
     listed = list(orders)
     if len(listed) != steps:
         raise ConfigError(f"order_list has {len(listed)} orders; times has {steps} steps")
     previous = 0
     for k, q in enumerate(listed):
-        if q not in (1, previous + 1) or q > 3:
+        if q not in (1, previous + 1) or q > most:
             raise ConfigError(
-                f"order_list[{k}]={q}; expected 1, or one more than the order before, at most 3"
+                f"order_list[{k}]={q}; expected 1, or one more than the order before, at most "
+                f"{most}"
             )
         previous = q
     return listed

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Count
-from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
+from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.exponential import direct
@@ -34,6 +34,7 @@ from diffusion_jax.diffusion.solvers.stepping import (
     State,
     Steps,
 )
+from diffusion_jax.errors import ConfigError
 
 
 def solve_multistep(
@@ -50,9 +51,7 @@ def solve_multistep(
 ) -> Result:
     """A deterministic multistep method; with `any_steps` also on fewer steps than `order`."""
     check_type(rules.solver_type)
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     count = len(steps.t)
     order = check_order(order, max(count, 3) if any_steps else count)
     return run_plan(form, denoiser, steps, x, multistep(form, steps, order, rules), trajectory)
@@ -73,9 +72,7 @@ def solve_sde(
 ) -> Result:
     """A stochastic multistep method, called `solver` in errors."""
     check_type(rules.solver_type)
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     order = check_order(order, len(steps.t), 2 if form == "sde_eps" else 3)
     if form == "sde_x0":
         std = steps.sigma_s * steps.xp.sqrt(steps.xp.maximum(steps.fresh, 0.0))
@@ -83,7 +80,10 @@ def solve_sde(
         xp, finite = steps.xp, direct(form, steps)
         grown = steps.alpha_s * steps.sigma_t / xp.where(finite, steps.alpha_t, 1.0)
         variance = (grown - steps.sigma_s) * (grown + steps.sigma_s)
-        std = xp.where(finite, xp.sqrt(xp.maximum(variance, 0.0)), steps.sigma_s)
+        # A root that is not taken must have a derivative all the same.
+        noisy = finite & (variance > 0.0)
+        root = xp.sqrt(xp.where(noisy, variance, 1.0))
+        std = xp.where(noisy, root, xp.where(finite, 0.0, steps.sigma_s))
     draws = stepping.draws(solver, x, len(steps.t), key, noise, std > 0.0)
     plan = multistep(form, steps, order, rules)
     return run_plan(form, denoiser, steps, x, plan, trajectory, std, draws)
@@ -106,15 +106,17 @@ def solve_singlestep(
 ) -> Result:
     """A single-step method; with `any_steps` also on fewer steps than `order`."""
     check_type(rules.solver_type)
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     count = len(steps.t)
     if orders is None:
         order = check_order(order, max(count, 3) if any_steps else count)
         listed = order_list(order, count, rules.lower_order_final)
+    elif rules.lower_order_final:
+        raise ConfigError(
+            "lower_order_final=True beside order_list, which gives the last orders too: leave one"
+        )
     else:
-        listed = check_order_list(orders, count)
+        listed = check_order_list(orders, count, 3 if order is None else check_order(order, 3))
     plan, fresh = singlestep(form, steps, listed, rules)
     if form != "sde_x0":
         return run_plan(form, denoiser, steps, x, plan, trajectory)
@@ -211,14 +213,15 @@ def run_corrected(
     x: State,
     order: int,
     rules: Rules,
-    asked: np.ndarray,
+    asked: Any,
     trajectory: bool,
 ) -> Result:
     """The scan of UniPC: multistep, and the results of the steps `asked` [steps] corrected once the
     denoiser has seen them. The states are those that it sees."""
     plan = multistep(form, steps, order, rules)
     correction, possible = corrector(form, steps, order, rules)
-    corrected = possible & np.concatenate([[False], asked[:-1]])
+    asked = steps.xp.asarray(asked)
+    corrected = possible & steps.xp.concatenate([asked[:1] & False, asked[:-1]])
 
     def update(x: Array, history: Any, row: Any) -> Any:
         (t, to_x, to_m, again_x, again_m, *levels), slot, corrected = row

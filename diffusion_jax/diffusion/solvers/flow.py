@@ -11,10 +11,10 @@ from typing import Any
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Number
-from diffusion_jax.diffusion.denoiser import as_denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.heun import heun_steps
+from diffusion_jax.diffusion.solvers.linear import scan_linear
 from diffusion_jax.diffusion.solvers.noising import check_noise, lowered
 from diffusion_jax.diffusion.solvers.stepping import Denoise, Noise, Result, Start
 from diffusion_jax.errors import ConfigError
@@ -40,34 +40,21 @@ def flow_euler(
     to the data: of a Gaussian, many steps leave (1 + sqrt(1 - r^2))/2 of the variance near
     sigma = 0. One evaluation and one draw a step; none on a step to sigma_s = 0.
 
-    Raises ConfigError for renewal outside [0, 1] or bad times, ValueError for renewal > 0 without
-    key and noise.
+    Raises ConfigError for renewal outside [0, 1], bad times, or renewal > 0 without key
+    and noise.
     """
     if not 0.0 <= renewal <= 1.0:
         raise ConfigError(f"renewal={renewal}; expected a number from 0 (deterministic) to 1")
     renewal = float(renewal)
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     kept, std = ((1.0 - renewal) * (1.0 + renewal)) ** 0.5, renewal * steps.sigma_s
     draws = None
     if renewal > 0.0:
         draws = stepping.draws("flow_euler", x, len(steps.t), key, noise, std > 0.0)
 
-    def update(x: Array, carry: Any, row: Any) -> Any:
-        (t, to_x, to_x0, std), drawn = row
-        denoised, carry = denoiser.step(x, t, carry)
-        x_s = to_x * x + to_x0 * denoised.x0
-        if draws is not None:
-            x_s = x_s + std * draws.draw(drawn, x.shape, x.dtype)
-        return x_s, carry
-
     to_x0 = steps.alpha_s * (1.0 - kept * steps.decay)
-    rows = (
-        stepping.cast(x, steps.t, kept * steps.sigma_ratio, to_x0, std),
-        None if draws is None else draws.rows(len(steps.t)),
-    )
-    return stepping.scan_steps(update, x, denoiser.init, rows, trajectory)
+    columns = (steps.t, kept * steps.sigma_ratio, to_x0, std)
+    return scan_linear(denoiser, x, columns, draws, trajectory)
 
 
 def flow_heun(
@@ -90,13 +77,11 @@ def flow_heun(
     eta=1, is an Euler step. Second order for eta=0; two evaluations and, for eta > 0, one draw a
     step.
 
-    Raises ConfigError for eta outside [0, 1], a negative s_noise or bad times, ValueError for
-    eta > 0 without key and noise.
+    Raises ConfigError for eta outside [0, 1], a negative s_noise, bad times, or eta > 0
+    without key and noise.
     """
     check_noise(s_noise)
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     lower = lowered(schedule, steps, eta, s_noise)
     draws = lower.draws("flow_heun with eta > 0", x, key, noise) if eta else None
     return heun_steps(denoiser, lower, steps.xp.asarray(True), x, draws, trajectory)

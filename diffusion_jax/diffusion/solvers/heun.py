@@ -9,7 +9,7 @@ import jax
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Number
-from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
+from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.coordinates import coordinates_of
@@ -47,9 +47,7 @@ def heun(
     Raises ConfigError for bad times, options out of range, coordinates that divide by alpha = 0,
     churn beyond the schedule, or churn without key and noise.
     """
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     churn = churned(schedule, steps, s_churn, s_tmin, s_tmax, s_noise)
     draws = churn.draws("heun with s_churn > 0", x, key, noise) if s_churn else None
     flow = coordinates_of(steps, coordinates).flow

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion.broadcasting import Count
-from diffusion_jax.diffusion.denoiser import as_denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.ddim import ddim
@@ -27,7 +26,8 @@ class RoundTrip(NamedTuple):
     returned: State
     """The state that DDIM makes of it at times[0], [batch, ...]."""
     error: Float[Array, " batch"]
-    """Root mean square of the difference from the data, in units of theirs, an example."""
+    """Root mean square of the difference from the data, in units of theirs (of 1 for an example of
+    zeros alone), an example."""
 
 
 def ddim_inversion(
@@ -56,10 +56,8 @@ def ddim_inversion(
     """
     if iterations < 0:
         raise ConfigError(f"iterations={iterations}; expected 0 (explicit) or more")
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
     # The steps of DDIM, noisiest first, turned over.
-    steps = stepping.steps_of(denoiser, schedule, falling(times))
+    x, denoiser, steps = stepping.prepare(denoise, schedule, falling(times), x)
     xp = steps.xp
     evaluated = xp.where(steps.sigma_s > 0.0, steps.s, steps.t)
     ratio = steps.alpha_t / steps.alpha_s
@@ -96,10 +94,10 @@ def ddim_round_trip(
     noisy: Any = ddim_inversion(denoise, schedule, times, x, iterations=iterations)
     returned: Any = ddim(denoise, schedule, falling(times), noisy)
     axes = tuple(range(1, x.ndim))
-    missed, size = (
-        jnp.mean(a.astype(stepping.compute_dtype(x)) ** 2, axes) for a in (returned - x, x)
-    )
-    return RoundTrip(noisy, returned, jnp.sqrt(missed / size))
+    data, again = stepping.cast(x, x, returned)
+    missed, size = (jnp.mean(a**2, axes) for a in (again - data, data))
+    # Data that are 0 have no unit of their own; theirs is 1.
+    return RoundTrip(noisy, returned, jnp.sqrt(missed / jnp.where(size > 0.0, size, 1.0)))
 
 
 def falling(times: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Count
-from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
+from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.coordinates import coordinates_of
@@ -52,9 +52,7 @@ def lms(
     coordinates.
     """
     del key, noise
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     order = _checked(order, len(steps.t))
     levels = coordinates_of(steps, coordinates)
     weights, slots = stepping.by_slot(steps, adams_weights(steps.xp, levels.u_t, levels.u_s, order))

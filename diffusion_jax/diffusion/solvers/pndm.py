@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Count
-from diffusion_jax.diffusion.denoiser import Denoised, Denoiser, as_denoiser
+from diffusion_jax.diffusion.denoiser import Denoised, Denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.lms import adams_weights
@@ -71,9 +71,7 @@ def pndm(
     values, or `corrected` with a stride, with values="v" or from alpha = 0.
     """
     del key, noise
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     prk = len(steps.t) >= 4 if prk is None else prk
     _check(steps, prk, stride, values, corrected)
     return _run(_Parts(denoiser, schedule, values, corrected), steps, x, prk, stride, trajectory)
@@ -185,7 +183,7 @@ class _Parts(NamedTuple):
         back = steps
         if stride is not None:
             # Libraries go back one stride from the second time to redo the step.
-            t = np.minimum(steps.s + stride / self.schedule.num_steps, 1.0)
+            t = steps.xp.minimum(steps.s + stride / self.schedule.num_steps, 1.0)
             alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
             back = steps._replace(t=t, alpha_t=alpha, sigma_t=sigma)
 
@@ -202,7 +200,7 @@ class _Parts(NamedTuple):
         half = 0.5 * (steps.t - steps.s)
         if stride is not None:
             # Steps after the third have no use for theirs, but must not leave the schedule.
-            half = np.minimum((stride // 2) / self.schedule.num_steps, steps.t)
+            half = steps.xp.minimum((stride // 2) / self.schedule.num_steps, steps.t)
 
         def to(s: Any) -> Steps:
             return steps._replace(
@@ -210,7 +208,7 @@ class _Parts(NamedTuple):
             )
 
         # In whole entries the first half step may end one entry above where it is evaluated.
-        middle, reached = to(np.minimum(steps.s + half, 1.0)), to(steps.t - half)
+        middle, reached = to(steps.xp.minimum(steps.s + half, 1.0)), to(steps.t - half)
         if self.corrected:
             u = 0.5 * (steps.sigma_t / steps.alpha_t + steps.sigma_s / steps.alpha_s)
             middle = reached = to(self.schedule.t_from_logsnr(-2.0 * steps.xp.log(u)))

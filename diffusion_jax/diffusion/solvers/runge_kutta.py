@@ -15,7 +15,7 @@ import jax
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Number
-from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
+from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
 from diffusion_jax.diffusion.solvers.coordinates import Coordinates, coordinates_of, levels_of
@@ -97,9 +97,7 @@ def kdpm2(
     Raises ConfigError for bad times, coordinates, options out of range, churn beyond the schedule,
     or churn without key and noise.
     """
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     churn = churned(schedule, steps, s_churn, s_tmin, s_tmax, s_noise)
     draws = churn.draws("kdpm2 with s_churn > 0", x, key, noise) if s_churn else None
     flow = coordinates_of(steps, coordinates).flow
@@ -126,11 +124,9 @@ def kdpm2_ancestral(
     draw a step; a step to sigma_s = 0, or from alpha_t = 0 with eta=1, is an Euler step.
 
     Raises ConfigError for bad times, coordinates, eta outside [0, 1], a negative s_noise, or
-    ValueError for eta > 0 without key and noise.
+    eta > 0 without key and noise.
     """
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     lower = lowered(schedule, steps, eta, s_noise)
     draws = lower.draws("kdpm2_ancestral", x, key, noise) if eta else None
     flow = coordinates_of(steps, coordinates).flow
@@ -154,9 +150,7 @@ def _quiet(
     trajectory: bool,
     coordinates: str | None,
 ) -> Any:
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
     flow = coordinates_of(steps, coordinates).flow
     return _integrate(method, denoiser, schedule, quiet(steps), flow, x, None, trajectory)
 

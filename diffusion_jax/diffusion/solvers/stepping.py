@@ -22,7 +22,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.diffusion.broadcasting import Count
-from diffusion_jax.diffusion.denoiser import Denoiser
+from diffusion_jax.diffusion.denoiser import Denoiser, as_denoiser
 from diffusion_jax.diffusion.processes.categorical import TokenProcess
 from diffusion_jax.diffusion.processes.protocol import Process
 from diffusion_jax.diffusion.schedule_base import Schedule
@@ -93,16 +93,25 @@ def steps_of(denoiser: Denoiser, schedule: Schedule, times: Any) -> Steps:
     return Steps(times[:-1], times[1:], alpha[:-1], alpha[1:], sigma[:-1], sigma[1:])
 
 
+def prepare(
+    denoise: Denoise, schedule: Schedule, times: Any, x: Start
+) -> tuple[State, Denoiser, Steps]:
+    """What a solver begins with: `x` by `start`, the denoiser, and its steps by `steps_of`."""
+    state = start(x)
+    denoiser = as_denoiser(denoise, schedule)
+    return state, denoiser, steps_of(denoiser, schedule, times)
+
+
 def strided(schedule: Schedule, steps: Steps, stride: Count | None) -> Steps:
     """`steps` ending `stride` entries of the schedule's table below their start, not at the next
     time; below the first entry, at the last time. None leaves them."""
     if stride is None:
         return steps
-    if stride < 1:
-        raise ConfigError(f"stride={stride}; expected 1 or more entries of the schedule's table")
-    size = schedule.num_steps
-    entries = np.round(np.asarray(steps.t) * size) - stride
-    s = np.where(entries >= 1.0, entries / size, np.asarray(steps.s)[-1])
+    if not (stride >= 1 and stride % 1 == 0):
+        raise ConfigError(f"stride={stride}; expected 1 or more whole entries of the table")
+    xp, size = steps.xp, schedule.num_steps
+    entries = xp.round(steps.t * size) - int(stride)
+    s = xp.where(entries >= 1.0, entries / size, steps.s[-1])
     return steps._replace(s=s, alpha_s=schedule.alpha(s), sigma_s=schedule.sigma(s))
 
 

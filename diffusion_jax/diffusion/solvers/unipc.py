@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.broadcasting import Count
-from diffusion_jax.diffusion.denoiser import as_denoiser
 from diffusion_jax.diffusion.schedule_base import Schedule
 from diffusion_jax.diffusion.solvers import stepping
+from diffusion_jax.diffusion.solvers.exponential import begins
 from diffusion_jax.diffusion.solvers.exponential_plans import Rules, check_order, check_type
 from diffusion_jax.diffusion.solvers.exponential_run import run_corrected
 from diffusion_jax.diffusion.solvers.stepping import Denoise, Noise, Result, Start
@@ -48,26 +48,28 @@ def unipc(
     which the denoiser is evaluated; the last is not corrected. One evaluation a step;
     deterministic, key and noise unused.
 
-    `corrector=False` leaves UniP, whose order 3 is 2 by its first step unless that, with
-    `corrected`, is corrected all the same; `disable_corrector` lists steps, from 0, whose result
-    alone is not corrected. Start-up rule and `lower_order_final` as in `dpmpp_3m`; UniC has the
-    order of its step. A step from alpha_t = 0 is corrected for x0 with bh2 only, for which e^-h = 0
-    is finite.
+    `corrector=False` leaves UniP, whose order 3 is 2 by its first step of finite h unless that,
+    with `corrected`, is corrected all the same; `disable_corrector` lists steps, from 0, whose
+    result alone is not corrected. Start-up rule and `lower_order_final` as in `dpmpp_3m`; UniC has
+    the order of its step. A step from alpha_t = 0 is corrected for x0 with bh2 only, for which
+    e^-h = 0 is finite, and not with `corrector=False`.
 
-    Raises ValueError for another order or more than there are steps, an unknown solver_type, a
-    negative number in disable_corrector, or bad times.
+    Raises ConfigError for another order or more than there are steps, an unknown solver_type, a
+    number in disable_corrector that is not one of a step, or bad times.
     """
     del key, noise
     check_type(solver_type, SOLVER_TYPES)
+    x, denoiser, steps = stepping.prepare(denoise, schedule, times, x)
+    count = len(steps.t)
+    order = check_order(order, count)
     for number in disable_corrector:
-        if number < 0:
-            raise ConfigError(f"disable_corrector={number}; expected numbers of steps, from 0")
-    x = stepping.start(x)
-    denoiser = as_denoiser(denoise, schedule)
-    steps = stepping.steps_of(denoiser, schedule, times)
-    order = check_order(order, len(steps.t))
+        if not 0 <= number < count:
+            raise ConfigError(
+                f"disable_corrector={number}; expected numbers of steps, from 0 to {count - 1}"
+            )
     form = "x0" if predict_x0 else "eps"
     rules = Rules(solver_type, True, lower_order_final)
-    numbers = np.arange(len(steps.t))
-    asked = ~np.isin(numbers, list(disable_corrector)) & (corrector | (corrected & (numbers == 0)))
+    asked = ~np.isin(np.arange(count), list(disable_corrector))
+    if not corrector:
+        asked = asked & corrected & begins(steps)
     return run_corrected(form, denoiser, steps, x, order, rules, asked, trajectory)
