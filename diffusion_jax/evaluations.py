@@ -78,41 +78,33 @@ def evaluate(
     config = workdir.read_config(path)
     folder = workdir.folder_of(path)
     pipeline = load(path, note=note, **loading)
-    began, under = time.perf_counter(), _circumstances(path, loading, seed)
+    under = _circumstances(path, loading, seed)
     rows: list[dict[str, Any]] = []
     pictures = [name for name in names if name != "bpd"]
     if pictures:
-        if pipeline.spec.kind != "image":
-            raise ConfigError(
-                f"metrics={','.join(pictures)}: the data are {pipeline.spec.kind}, no pictures; "
-                "expected bpd"
-            )
         judged = _Judged.build(config, pipeline, pictures, features, reference, note)
-        scores, spent = judged.run(pipeline, num, seed, folder, under.step, options, note)
-        chosen = pipeline.options(**{k: v for k, v in options.items() if k in _OPTIONS})
-        rows += report.rows(
-            scores,
-            dataclasses.replace(
-                under,
-                seconds=time.perf_counter() - began,
-                solver=chosen.solver,
-                steps=chosen.steps,
-                guidance=chosen.guidance,
-                **judged.circumstances(),
-                more={"sampling_and_features_share": spent, "options": _given(options)},
-            ),
-        )
+        rows += judged.rows(pipeline, num, folder, under, options, note)
     if "bpd" in names:
-        began = time.perf_counter()
-        source = builders.source(config, split)
-        found = bits_per_dim(pipeline, source, num=num, seed=seed, **(bpd or {}))
-        score = Score(name="bits/dim", estimate=found.bits_per_dim, remark=found.method)
-        seconds = time.perf_counter() - began
-        held = f"{config.data.name} {split}"
-        rows += report.rows([score], dataclasses.replace(under, seconds=seconds, reference=held))
+        rows += _bits(config, pipeline, split, num, under, bpd or {})
     if jax.process_index() == 0:
         report.append(folder, rows)
     return rows
+
+
+def _bits(
+    config: Any,
+    pipeline: PixelPipeline,
+    split: str,
+    num: int,
+    under: report.Circumstances,
+    options: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    began = time.perf_counter()
+    source = builders.source(config, split)
+    found = bits_per_dim(pipeline, source, num=num, seed=under.seed, **options)
+    score = Score(name="bits/dim", estimate=found.bits_per_dim, remark=found.method)
+    seconds, held = time.perf_counter() - began, f"{config.data.name} {split}"
+    return report.rows([score], dataclasses.replace(under, seconds=seconds, reference=held))
 
 
 def _given(options: Mapping[str, Any]) -> str:
@@ -172,6 +164,11 @@ class _Judged:
         reference: str,
         note: Callable[[str], None],
     ) -> _Judged:
+        if pipeline.spec.kind != "image":
+            raise ConfigError(
+                f"metrics={','.join(names)}: the data are {pipeline.spec.kind}, no pictures; "
+                "expected bpd"
+            )
         training = builders.source(config, "train")
         cache = start.default_cache().parent / FOLDER
         network, remark = feature_network(features, config, training, cache, note)
@@ -200,23 +197,22 @@ class _Judged:
             "reference_count": reference.count,
         }
 
-    def run(
+    def rows(
         self,
         pipeline: PixelPipeline,
         num: int,
-        seed: int,
         folder: Path,
-        step: int,
+        under: report.Circumstances,
         options: Mapping[str, Any],
         note: Callable[[str], None],
-    ) -> tuple[list[Score], float]:
-        """The scores, and the share of the time that sampling and features took."""
+    ) -> list[dict[str, Any]]:
+        """Samples, and a row for each of their scores."""
         began = time.perf_counter()
         wanted = ("features", "spatial") if "sfid" in self.names else ("features",)
-        collected = Collected(num, wanted, seed)
+        collected = Collected(num, wanted, under.seed)
         near = Neighbours(num) if "nearest" in self.names else None
         done = 0
-        for samples in pipeline.stream(num, seed=seed, **options):
+        for samples in pipeline.stream(num, seed=under.seed, **options):
             collected.add(samples.x, self.extractor, samples.label, samples.finite)
             if near is not None:
                 near.see(samples.x, samples.finite)
@@ -224,13 +220,18 @@ class _Judged:
             note(f"{done}/{num} samples")
         sampled = time.perf_counter() - began
         plain = [name for name in self.names if name != "nearest"]
-        network = self.extractor.network
-        scores = image_metrics.scores(plain, collected, self.reference, network)
+        found = image_metrics.scores(plain, collected, self.reference, self.extractor.network)
         if near is not None:
-            scores.append(
-                near.score(collected, self.training, self.extractor, folder / FOLDER, step)
-            )
-        return scores, sampled / (time.perf_counter() - began)
+            sheets = folder / FOLDER
+            found.append(near.score(collected, self.training, self.extractor, sheets, under.step))
+        seconds = time.perf_counter() - began
+        chosen = pipeline.options(**{k: v for k, v in options.items() if k in _OPTIONS})
+        how = {"solver": chosen.solver, "steps": chosen.steps, "guidance": chosen.guidance}
+        more = {"sampling_and_features_share": sampled / seconds, "options": _given(options)}
+        own = self.circumstances()
+        return report.rows(
+            found, dataclasses.replace(under, seconds=seconds, more=more, **how, **own)
+        )
 
 
 def curve(path: str | Path, score: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -56,9 +56,10 @@ def _own(
     parts = list(references.pictures(training))
     pixels = three_channels(np.concatenate([part for part, _ in parts]))[:LEARN_FROM]
     classes = training.spec.num_classes
+    known = [found for _, found in parts if found is not None]
     labels = None
-    if classes and all(found is not None for _, found in parts):
-        labels = np.concatenate([found for _, found in parts])[:LEARN_FROM].astype(np.int32)
+    if classes and len(known) == len(parts):
+        labels = np.concatenate(known)[:LEARN_FROM].astype(np.int32)
     recipe = f"{self_trained.RECIPE} {classes} {pixels.shape}".encode()
     digest = hashlib.sha256(recipe + np.ascontiguousarray(pixels[..., :1]).tobytes())
     path = folder / f"self-{digest.hexdigest()[:HASH_DIGITS]}.npz"

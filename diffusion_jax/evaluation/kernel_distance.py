@@ -87,5 +87,8 @@ def cmmd(samples: Any, reference: Any, size: int = KID_SUBSET) -> Estimate:
 
     Its authors' own estimate keeps the pairs of an example with itself; this one has no bias.
     """
-    unit = [np.asarray(f) / np.linalg.norm(f, axis=1, keepdims=True) for f in (samples, reference)]
-    return kernel_distance(gaussian, *unit, size).scaled(CMMD_SCALE)
+    return kernel_distance(gaussian, _unit(samples), _unit(reference), size).scaled(CMMD_SCALE)
+
+
+def _unit(features: Any) -> np.ndarray:
+    return np.asarray(features) / np.linalg.norm(features, axis=1, keepdims=True)

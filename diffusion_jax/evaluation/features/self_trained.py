@@ -122,7 +122,7 @@ def train(
         batch = np.asarray(pixels[chosen])
         if labels is None:
             turns = np.arange(BATCH, dtype=np.int32) % TURNS
-            batch = np.stack([np.rot90(x, k) for x, k in zip(batch, turns, strict=True)])
+            batch = np.stack([np.rot90(x, int(k)) for x, k in zip(batch, turns, strict=True)])
             params, state = step(params, state, batch, turns)
         else:
             params, state = step(params, state, batch, labels[chosen])
