@@ -15,9 +15,10 @@ flags.adopt_module_key_flags(sample_flags)
 NUM = flags.DEFINE_integer("num", 10_000, "Number of samples; for bpd of examples.")
 METRICS = flags.DEFINE_list(
     "metrics",
-    ["fd", "kid", "precision_recall"],
+    None,
     "fid, fd, sfid, fd_infinity, kid, cmmd, inception_score, precision_recall, density_coverage, "
-    "class_accuracy, nearest, bpd.",
+    "class_accuracy, nearest, bpd; by default fd, kid and precision_recall, or bpd where the data "
+    "are no pictures.",
 )
 FEATURES = flags.DEFINE_string(
     "features", "self", "The feature network: self (learns from the data), or NAME:FILE of weights."

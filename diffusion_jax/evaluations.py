@@ -20,6 +20,7 @@ from diffusion_jax.evaluation.collected import Collected
 from diffusion_jax.evaluation.features.extract import Extractor
 from diffusion_jax.evaluation.metrics import Reference, Score
 from diffusion_jax.evaluation.nearest import Neighbours
+from diffusion_jax.evaluation.options import LikelihoodOptions
 from diffusion_jax.feature_networks import feature_network
 from diffusion_jax.likelihoods import bits_per_dim
 from diffusion_jax.loading import load
@@ -34,7 +35,7 @@ SPLITS = ("train", "validation")
 
 def evaluate(
     path: str | Path,
-    metrics: Sequence[str] = ("fd", "kid", "precision_recall"),
+    metrics: Sequence[str] | None = None,
     *,
     num: int = 10_000,
     features: str = "self",
@@ -53,7 +54,8 @@ def evaluate(
     Args:
         path: the workdir.
         metrics: fid, fd, sfid, fd_infinity, kid, cmmd, inception_score, precision_recall,
-            density_coverage, class_accuracy, nearest (copies of training examples), bpd.
+            density_coverage, class_accuracy, nearest (copies of training examples), bpd; None
+            takes fd, kid and precision_recall of pictures, bpd of other data.
         num: samples; for bpd examples.
         features: the feature network: self, or NAME:FILE with the file of its weights.
         reference: train or validation, or an .npz of statistics.
@@ -72,7 +74,11 @@ def evaluate(
             not fit.
         DataError: the data cannot be read.
     """
+    if metrics is None:
+        pictures = workdir.read_spec(path).kind == "image"
+        metrics = ("fd", "kid", "precision_recall") if pictures else ("bpd",)
     names = _checked(metrics, features, reference, split)
+    _check_bits(bpd or {})
     loading = dict(loading or {})
     num = whole("num", num, low=1)
     config = workdir.read_config(path)
@@ -102,9 +108,15 @@ def _bits(
     began = time.perf_counter()
     source = builders.source(config, split)
     found = bits_per_dim(pipeline, source, num=num, seed=under.seed, **options)
-    score = Score(name="bits/dim", estimate=found.bits_per_dim, remark=found.method)
+    of = f"one of {found.levels} values" if found.levels else "density"
+    scores = [
+        Score(name="bits/dim", estimate=found.bits_per_dim, remark=f"{found.method}; {of}"),
+        Score(name="bits/example", estimate=found.bits),
+    ]
+    for name, term in found.terms.items():
+        scores.append(Score(name=f"{name}-bits/dim", estimate=term))
     seconds, held = time.perf_counter() - began, f"{config.data.name} {split}"
-    return report.rows([score], dataclasses.replace(under, seconds=seconds, reference=held))
+    return report.rows(scores, dataclasses.replace(under, seconds=seconds, reference=held))
 
 
 def _given(options: Mapping[str, Any]) -> str:
@@ -132,6 +144,13 @@ def _checked(metrics: Sequence[str], features: str, reference: str, split: str) 
     if reference not in SPLITS and not reference.endswith(".npz"):
         raise ConfigError(unknown_name("reference", reference, [*SPLITS, "FILE.npz"]))
     return list(dict.fromkeys("fd" if name == "fid" else name for name in names))
+
+
+def _check_bits(options: Mapping[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(LikelihoodOptions)} - {"seed"}
+    for name in options:
+        if name not in known:
+            raise ConfigError(unknown_name("bpd_options", name, known))
 
 
 def _circumstances(path: str | Path, loading: Mapping[str, Any], seed: int) -> report.Circumstances:

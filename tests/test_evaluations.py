@@ -73,7 +73,8 @@ def test_scores_say_all_that_decides_them(run):
     found = {row["score"]: row for row in rows}
     assert list(found) == [
         *("FD-self", "KID-self", "precision-self", "recall-self", "IS-self"),
-        *("class-accuracy-self", "memorisation-self", "bits/dim"),
+        *("class-accuracy-self", "memorisation-self", "bits/dim", "bits/example"),
+        *("prior-bits/dim", "diffusion-bits/dim", "reconstruction-bits/dim"),
     ]
     row = found["FD-self"]
     assert row["n"] == 60
@@ -94,7 +95,7 @@ def test_scores_say_all_that_decides_them(run):
     assert found["memorisation-self"]["value"] < 0.2
     assert (run / "evaluation" / "nearest_00000004.png").stat().st_size > 500
     lines = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
-    assert [line["score"] for line in lines[-8:]] == list(found)
+    assert [line["score"] for line in lines[-12:]] == list(found)
     table = (run / "eval.md").read_text()
     assert table.count("\n") == 2 + len(lines)
     assert "| FD-self |" in table

@@ -204,9 +204,9 @@ def test_the_door_prints_bits_with_their_errors(start_door, run):
     started = [
         start_door("evaluate", f"--workdir={run[0]}", "--num=16", *more)
         for more in (
-            ["--seed=3", "--bpd_options=draws=2,spread=independent"],
+            ["--metrics=bpd", "--seed=3", "--bpd_options=draws=2,spread=independent"],
             ["--metrics=bpds"],
-            ["--bpd_options=num=3"],
+            ["--metrics=bpd", "--bpd_options=num=3"],
         )
     ]
     code, out, err = started[0].wait(120)
@@ -217,7 +217,7 @@ def test_the_door_prints_bits_with_their_errors(start_door, run):
     found = diffusion_jax.bits_per_dim(run[0], **options).bits_per_dim
     assert float(value) == pytest.approx(found.value, rel=1e-3)
     assert float(error) == pytest.approx(found.standard_error, rel=1e-2)
-    assert "16 examples; one of 17 values" in out
+    assert "(n=16 against digits validation; continuous; one of 17 values)" in out
     words = ("did you mean 'bpd'", "bpd_options='num' is unknown")
     for door, word in zip(started[1:], words, strict=True):
         code, out, err = door.wait(120)

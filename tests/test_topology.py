@@ -185,7 +185,7 @@ def test_two_processes_find_the_bits_of_one(start_door, eight):
     assert re.sub(GLOO, "", results[2][1]) == ""
     figures = re.compile(r"^(-?[0-9.]+) \+- ([0-9.]+) (.*)$", re.MULTILINE)
     found = [figures.findall(out) for _, out, _ in results[:2]]
-    assert "37 examples" in found[0][0][2]
+    assert "n=37 against" in found[0][0][2]
     assert [row[2] for row in found[0]] == [row[2] for row in found[1]]
     values = [[[float(number) for number in row[:2]] for row in rows] for rows in found]
     np.testing.assert_allclose(*values, rtol=1e-5, atol=2e-4)
