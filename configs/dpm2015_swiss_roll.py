@@ -8,8 +8,9 @@ gradient of the full bound (Sohl-Dickstein et al. 2015). `val/bound_bits` is the
 0.839 bits by quadrature.
 
 6,000 steps take 4 minutes of processor time on two cores of an AMD EPYC that other programs shared
-(November 2026): val/bound_bits 0.887 +- 0.022 over the 10,000 held-out points. Of 100,000 points,
-by `bits_per_dim(workdir, points, method="discrete", steps=128)`: 0.901 +- 0.007 bits a point.
+(November 2026): val/bound_bits 0.887 +- 0.022 over the 10,000 held-out points. Of 100,000 points
+that it never saw, `data.points.points("validation", held_out=100_000)`, by
+`bits_per_dim(workdir, points, method="discrete", steps=128).bits`: 0.899 +- 0.007 bits a point.
 """
 
 from __future__ import annotations

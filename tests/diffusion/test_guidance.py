@@ -29,9 +29,10 @@ def _gaussian(mean: float, std: float, schedule: Any = SCHEDULE) -> Denoiser:
     return as_denoiser(x0, schedule)
 
 
-def _integrate(denoise: Denoiser, x: Any, start: float, end: float, through_eps: bool) -> Any:
+def _integrate(
+    denoise: Denoiser, x: Any, start: float, end: float, through_eps: bool, steps: int = 600
+) -> Any:
     """dx/dsigma = eps = (x - x0) / sigma in log sigma, by the classical method of order 4."""
-    steps = 600
     levels = jnp.linspace(np.log(start), np.log(end), steps + 1)
     h = (np.log(end) - np.log(start)) / steps
 
@@ -65,6 +66,49 @@ def test_exact_map_of_the_linear_equation(guidance: float, through_eps: bool) ->
     assert slope == pytest.approx(exact, rel=1e-6)
     # States at sigma = start have that standard deviation: the published limit, .125 for w = 3.
     assert slope * start == pytest.approx(s0 ** (1 - guidance) * s1**guidance, rel=1e-4)
+
+
+def _exact_slope(stds: tuple[float, float], pieces: list[tuple[float, float, float]]) -> float:
+    """Of the map of N(0, stds[0]^2) guided to N(0, stds[1]^2) with a weight between two levels."""
+    exact = 1.0
+    for high, low, weight in pieces:
+        for std, power in zip(stds, (1.0 - weight, weight), strict=True):
+            exact *= ((std**2 + low**2) / (std**2 + high**2)) ** (power / 2)
+    return exact
+
+
+def test_exact_map_with_an_interval() -> None:
+    """Inside the weight counts, outside it is 1: the pieces' maps multiply."""
+    stds, weight, start, end = (1.0, 0.5), 3.0, 300.0, 1e-3
+    high, low = 4.0, 0.3
+    with jax.enable_x64(True):
+        times = [float(SCHEDULE.t_from_logsnr(-2.0 * np.log(level))) for level in (low, high)]
+        denoise = classifier_free(
+            _gaussian(0.0, stds[1]), _gaussian(0.0, stds[0]), weight, interval=(times[0], times[1])
+        )
+        x = jnp.array([[1.0]])
+        slope = jit(lambda x: _integrate(denoise, x, start, end, True, 20_000))(x)
+    pieces = [(start, high, 1.0), (high, low, weight), (low, end, 1.0)]
+    exact = _exact_slope(stds, pieces)
+    assert float(slope[0, 0]) == pytest.approx(exact, rel=1e-3)
+    # What a guide that acts everywhere, or nowhere, would do is far from it.
+    for other in (1.0, weight):
+        assert abs(_exact_slope(stds, [(start, end, other)]) / exact - 1.0) > 0.2
+
+
+@pytest.mark.parametrize("rescale", [0.3, 1.0])
+def test_exact_map_with_rescaling(rescale: float) -> None:
+    """Of data of mean 0 all estimates are multiples of the state, and bringing back a share of the
+    deviation is to guide with (1 - rescale) weight + rescale."""
+    stds, weight, start, end = (0.5, 1.0), 3.0, 300.0, 1e-3
+    with jax.enable_x64(True):
+        denoise = classifier_free(
+            _gaussian(0.0, stds[1]), _gaussian(0.0, stds[0]), weight, rescale=rescale
+        )
+        x = jnp.array([[1.0, -2.0, 0.5]])
+        ends = jit(lambda x: _integrate(denoise, x, start, end, False))(x)
+    exact = _exact_slope(stds, [(start, end, (1.0 - rescale) * weight + rescale)])
+    np.testing.assert_allclose(ends / x, exact, rtol=1e-3)
 
 
 def test_guided_pair_makes_up_the_state() -> None:
