@@ -7,10 +7,11 @@ follows them; what a named class or a persistent object stands for is asked of t
 
 from __future__ import annotations
 
+import io
 import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import IO, Any, cast
 
 # Instructions whose argument is the object itself.
 _LITERALS = {
@@ -36,7 +37,7 @@ class Name(str):
 
 
 def decode(
-    stream: BinaryIO,
+    stream: io.BufferedIOBase,
     *,
     known: Callable[[str], bool],
     call: Callable[[Name, tuple], Any],
@@ -56,11 +57,13 @@ def decode(
     """
     machine = _Machine(known, call, persistent)
     try:
-        for instruction, argument, _ in pickletools.genops(stream):
+        for instruction, argument, _ in pickletools.genops(cast(IO[bytes], stream)):
             machine.follow(instruction.name, argument)
         return machine.stack.pop()
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         raise Malformed(str(error)) from error
+    except MemoryError:
+        raise Malformed("a text or number longer than the memory") from None
 
 
 class _Machine:
@@ -104,12 +107,9 @@ class _Machine:
 
     def _fill(self, name: str) -> bool:
         match name:
-            case "LIST":
-                self.stack.append(self._above_mark())
-            case "TUPLE":
-                self.stack.append(tuple(self._above_mark()))
-            case "DICT":
-                self.stack.append(_pairs(self._above_mark()))
+            case "LIST" | "TUPLE" | "DICT":
+                items = self._above_mark()
+                self.stack.append({"LIST": list, "TUPLE": tuple, "DICT": _pairs}[name](items))
             case "APPEND":
                 item = self.stack.pop()
                 self.stack[-1].append(item)
@@ -139,7 +139,8 @@ class _Machine:
             case "REDUCE":
                 arguments, callee = self.stack.pop(), self.stack.pop()
                 if not (isinstance(callee, Name) and isinstance(arguments, tuple)):
-                    raise Refused(f"a call of {type(callee).__name__}")
+                    what = callee if isinstance(callee, Name) else type(callee).__name__
+                    raise Refused(f"a call of {what}")
                 self.stack.append(self.call(callee, arguments))
             case "BINPERSID":
                 self.stack.append(self.persistent(self.stack.pop()))

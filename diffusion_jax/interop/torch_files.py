@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import os
 import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -83,8 +84,8 @@ def read_zip(path: str) -> Any:
                 raise Malformed("numbers of a big-endian machine")
             tree = _decode(io.BytesIO(_record(archive, heads[0])))
             return _with_arrays(tree, lambda at: _record(archive, f"{folder}data/{at.key}"))
-    # Encryption is a RuntimeError.
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    # Encryption is a RuntimeError, a name that is no text a ValueError.
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OverflowError) as error:
         raise Malformed(str(error)) from error
 
 
@@ -117,18 +118,21 @@ def read_stream(path: str) -> Any:
         storages: dict[str, _Storage] = {}
         tree = _decode(stream, storages)
         data = {}
-        for key in _decode(stream):
-            if key not in storages:
-                raise Malformed(f"storage {key} is of no tensor")
+        keys = _decode(stream)
+        if not (isinstance(keys, list) and set(map(str, keys)) == set(storages)):
+            raise Malformed("other storages than those of its tensors")
+        for key in map(str, keys):
             data[key] = _next_storage(stream, storages[key])
         return _with_arrays(tree, lambda storage: data[storage.key])
 
 
-def _next_storage(stream: BinaryIO, storage: _Storage) -> bytes:
+def _next_storage(stream: io.BufferedReader, storage: _Storage) -> bytes:
     head = stream.read(8)
-    if len(head) < 8 or struct.unpack("<q", head)[0] != storage.count:
+    length = storage.count * storage.dtype.itemsize
+    left = os.fstat(stream.fileno()).st_size - stream.tell()
+    if len(head) < 8 or struct.unpack("<q", head)[0] != storage.count or length > left:
         raise Malformed(f"storage {storage.key} is cut short")
-    return stream.read(storage.count * storage.dtype.itemsize)
+    return stream.read(length)
 
 
 def _decode(stream: Any, storages: dict[str, _Storage] | None = None) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 # TensorFlow's, in all networks that come from there; PyTorch's default is 1e-5.
@@ -57,7 +58,7 @@ def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     return total(x) / total(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
 
 
-def floats(pictures: Array) -> Float[Array, "b h w 3"]:
+def floats(pictures: Array | np.ndarray) -> Float[Array, "b h w 3"]:
     """uint8 [B, H, W, 3] as float32, unscaled.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from diffusion_jax.evaluation.features import convolutions as layers
 from diffusion_jax.evaluation.features.protocol import FeatureNetwork, params_hash
@@ -111,11 +111,11 @@ def shapes() -> dict[str, Shape]:
     return {**found, "_fc.weight": (CLASSES, HEAD), "_fc.bias": (CLASSES,)}
 
 
-def apply(params: Any, pictures: UInt8[Array, "b h w 3"]) -> dict[str, Float[Array, "b d"]]:
-    """Features and logits of pictures of any size.
+def apply(params: Any, pictures: Array | np.ndarray) -> dict[str, Float[Array, "b d"]]:
+    """Features and logits of pictures of any size, uint8 [B, H, W, 3].
 
     Raises:
-        ValueError: `pictures` are not uint8 [B, H, W, 3].
+        ValueError: another type or shape.
     """
     return _network(params, (antialiased(layers.floats(pictures), SIZE) - 127) / 128)
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.evaluation.features import convolutions as layers
@@ -224,12 +224,12 @@ def _branch_shapes(found: dict[str, Shape], prefix: str, branch: Branch, channel
 
 
 def apply(
-    params: Any, pictures: UInt8[Array, "b h w 3"], *, resize: str = "pytorch_fid"
+    params: Any, pictures: Array | np.ndarray, *, resize: str = "pytorch_fid"
 ) -> dict[str, Float[Array, "b d"]]:
-    """Features, spatial features and logits of pictures of any size.
+    """Features, spatial features and logits of pictures of any size, uint8 [B, H, W, 3].
 
     Raises:
-        ValueError: `pictures` are not uint8 [B, H, W, 3].
+        ValueError: another type or shape.
     """
     x = layers.floats(pictures)
     if resize == "tf1":
