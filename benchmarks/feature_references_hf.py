@@ -22,6 +22,7 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from tokenizers.pre_tokenizers import ByteLevel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "shared"))
 from drawn_tensors import draw
@@ -182,6 +183,29 @@ def clip_text(seed):
     }
 
 
+CAPTIONS = (
+    "a photo of a cat",
+    "  The\tCAT'S   hat,  it's 2024!! ",
+    "ein gro\u00dfes Stra\u00dfencaf\u00e9 \u2014 na\u0131\u0308ve",
+    "\u732b \U0001f408 cat<|endoftext|>",
+    "",
+    "the cat sat on the mat and the hat " * 4,
+)
+
+
+def clip_tokens():
+    """Tokens by a small vocabulary of CLIP's kind: all bytes, and a few pairs."""
+    bytes_ = sorted(ByteLevel.alphabet())
+    merges = [("t", "h"), ("th", "e</w>"), ("a", "t</w>"), ("c", "at</w>"), ("h", "at</w>")]
+    pieces = [*bytes_, *(f"{byte}</w>" for byte in bytes_), *("".join(pair) for pair in merges)]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = transformers.CLIPTokenizer(vocab=vocabulary, merges=merges)
+    tokens = tokenizer(list(CAPTIONS), padding="max_length", truncation=True, max_length=24)
+    about = {"vocabulary": vocabulary, "merges": merges, "captions": CAPTIONS}
+    return {"about": json.dumps(about), "tokens": np.array(tokens["input_ids"], np.int32)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -206,6 +230,7 @@ def main() -> None:
             "clip": clip(3),
             "clip_vision": clip_vision(4),
             "clip_text": clip_text(5),
+            "clip_tokens": clip_tokens(),
         }
     for name, arrays in recordings.items():
         np.savez_compressed(out / f"{name}.npz", **{k: np.asarray(v) for k, v in arrays.items()})

@@ -171,8 +171,8 @@ def build(
     known = dataclasses.replace(options, heads=heads)
     size = side * patch
 
-    def apply(params: Params, images: Array) -> dict[str, Array]:
-        resized = resizing.resize_and_crop_uint8(images, size, "bicubic")
+    def apply(params: Params, images: Any) -> dict[str, Array]:
+        resized = resizing.resize_and_crop_uint8(jnp.asarray(images), size, "bicubic")
         return image_features(params, transformer.normalise(resized, MEAN, DEVIATION), known)
 
     return FeatureNetwork(
@@ -235,6 +235,7 @@ def image_features(
     params: Params, pixels: Float[Array, "b size size 3"], options: TowerOptions
 ) -> dict[str, Float[Array, "b d"]]:
     """Features, and normalised ones, of pictures that were scaled; `options` with heads."""
+    params = transformer.on_device(params)
     with jax.default_matmul_precision("float32"):
         x = transformer.patches(pixels, params["patch"])
         first = jnp.broadcast_to(params["class"], (x.shape[0], 1, x.shape[-1]))
@@ -282,8 +283,8 @@ def build_text(
     }
     known = dataclasses.replace(options, heads=heads)
 
-    def apply(params: Params, tokens: Array) -> dict[str, Array]:
-        return text_features(params, tokens, known)
+    def apply(params: Params, tokens: Any) -> dict[str, Array]:
+        return text_features(params, jnp.asarray(tokens), known)
 
     return TextNetwork(
         params=params,
@@ -309,6 +310,7 @@ def text_features(
         options: None is OpenAI's.
     """
     options = options or TowerOptions()
+    params = transformer.on_device(params)
     with jax.default_matmul_precision("float32"):
         x = jnp.take(params["tokens"], tokens, axis=0, mode="fill")
         x = x + params["positions"][: tokens.shape[1]]

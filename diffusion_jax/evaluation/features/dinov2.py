@@ -148,8 +148,8 @@ def build(
     params = _params(held, names, sizes)
     positions = positions or ("original" if names is _ORIGINAL else "transformers")
 
-    def apply(params: Params, images: Array) -> dict[str, Array]:
-        resized = resizing.resize_uint8(images, (SIZE, SIZE), "bicubic")
+    def apply(params: Params, images: Any) -> dict[str, Array]:
+        resized = resizing.resize_uint8(jnp.asarray(images), (SIZE, SIZE), "bicubic")
         pixels = transformer.normalise(resized, MEAN, DEVIATION)
         return {"features": class_features(params, pixels, positions=positions)}
 
@@ -174,6 +174,7 @@ def class_features(
         pixels: after `transformer.normalise`.
         positions: one of `POSITIONS`.
     """
+    params = transformer.on_device(params)
     with jax.default_matmul_precision("float32"):
         kernel = params["patch"]["kernel"]
         width = kernel.shape[-1]
@@ -193,7 +194,7 @@ def class_features(
 
 def _position_table(params: Params, grid: tuple[int, ...], positions: str) -> Array:
     """Embeddings [1 + patches, width] for a grid of patches; the first is the class token's."""
-    table = jnp.asarray(params["positions"])
+    table = params["positions"]
     side = math.isqrt(table.shape[0] - 1)
     if grid == (side, side):
         return table

@@ -103,6 +103,11 @@ def _attention(one: Params, x: Array, heads: int, causal: bool) -> Array:
     return linear(one["out"], y.reshape(b, n, d))
 
 
+def on_device(params: Params) -> Any:
+    """The same tree; arrays of NumPy, as read from a file, as those of JAX."""
+    return jax.tree.map(jnp.asarray, params)
+
+
 def normalise(
     images: Any, mean: Sequence[float], deviation: Sequence[float]
 ) -> Float[Array, "b h w 3"]:
