@@ -210,7 +210,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
-    small = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=98)
+    small = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=2)
+    small |= dict(image_size=98, patch_size=14)
     with torch.no_grad():
         plain, arrays = dinov2(
             transformers.Dinov2Model, transformers.Dinov2Config(**small, mlp_ratio=2), 1

@@ -78,8 +78,6 @@ class TowerOptions:
         if self.activation not in transformer.ACTIVATIONS:
             known = transformer.ACTIVATIONS
             raise ConfigError(unknown_name("activation", self.activation, known))
-        if isinstance(self.end_token, bool) or not isinstance(self.end_token, int):
-            raise ConfigError(f"end_token={self.end_token!r} is not one token")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,7 +110,7 @@ def options_of(config: Mapping[str, Any], tower: str) -> TowerOptions:
         tower: "vision" or "text".
 
     Raises:
-        ConfigError: an activation that is not known here.
+        ConfigError: an activation that is not known here, or several tokens that end a text.
     """
     part = config
     if f"{tower}_config" in config:
@@ -125,6 +123,8 @@ def options_of(config: Mapping[str, Any], tower: str) -> TowerOptions:
         "epsilon": part.get("layer_norm_eps"),
         "end_token": part.get("eos_token_id"),
     }
+    if not isinstance(found["end_token"], int | None):
+        raise ConfigError(f"eos_token_id={found['end_token']!r} is not one token")
     return TowerOptions(**{name: value for name, value in found.items() if value is not None})
 
 
