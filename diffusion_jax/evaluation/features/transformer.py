@@ -113,7 +113,7 @@ def normalise(
 ) -> Float[Array, "b h w 3"]:
     """8-bit pictures as (x / 255 - mean) / deviation, channel by channel."""
     scaled = images.astype(jnp.float32) / 255.0
-    return (scaled - np.float32(mean)) / np.float32(deviation)
+    return (scaled - np.asarray(mean, np.float32)) / np.asarray(deviation, np.float32)
 
 
 def unit_length(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
