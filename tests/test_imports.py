@@ -161,7 +161,8 @@ def test_every_package_that_is_imported_is_declared():
     names = {name.split(".")[0] for path in FILES for name in imported(path)}
     names -= {"diffusion_jax", *sys.stdlib_module_names}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["parquet"]]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["parquet"], *extras["evaluation"]]
     declared = {re.match(r"[\w-]+", line)[0] for line in lines}
     missing = {DISTRIBUTIONS.get(name, name) for name in names} - declared
     assert not missing

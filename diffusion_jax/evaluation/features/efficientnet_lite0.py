@@ -27,7 +27,7 @@ from diffusion_jax.evaluation.features.published import (
     check_tensors,
     to_tree,
 )
-from diffusion_jax.evaluation.features.resizing import antialiased
+from diffusion_jax.evaluation.features.bilinear import antialiased
 
 NAME = "efficientnet_lite0"
 SCORE = "FD-EffNetLite0"

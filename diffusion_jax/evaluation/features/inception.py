@@ -38,7 +38,7 @@ from diffusion_jax.evaluation.features.published import (
     file_hash,
     to_tree,
 )
-from diffusion_jax.evaluation.features.resizing import bilinear
+from diffusion_jax.evaluation.features.bilinear import bilinear
 
 NAME = "inception_v3"
 SIZE = 299
