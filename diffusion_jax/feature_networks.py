@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import builders, data
-from diffusion_jax.errors import ConfigError, unknown_name
+from diffusion_jax.errors import ConfigError, named, unknown_name
 from diffusion_jax.evaluation import references
-from diffusion_jax.evaluation.features import self_trained
+from diffusion_jax.evaluation.features import (
+    clip,
+    dinov2,
+    efficientnet_lite0,
+    inception,
+    self_trained,
+)
 from diffusion_jax.evaluation.features.extract import three_channels
 from diffusion_jax.evaluation.features.protocol import HASH_DIGITS, FeatureNetwork
+from diffusion_jax.interop.weight_files import read_tensors
 
-OF_FILES: dict[str, Callable[..., FeatureNetwork]] = {}
-"""Name -> `build(tensors, path)`."""
+OF_FILES: dict[str, Callable[[Mapping[str, np.ndarray], str], FeatureNetwork]] = {
+    "inception": inception.build,
+    "dinov2": dinov2.build,
+    "clip": clip.build,
+    "efficientnet_lite0": efficientnet_lite0.build,
+}
+"""Name -> what makes the network of the tensors of a file."""
 LEARN_FROM = 50_000
 """Examples that the network of the data itself learns from, at most."""
 
@@ -47,7 +59,10 @@ def feature_network(
                 f"features={asked!r}: this network learns from the data; leave {path!r}"
             )
         return _own(config, training, folder, note)
-    raise ConfigError(f"features={asked!r}: expected {name}:FILE, the file of its weights")
+    if not path:
+        raise ConfigError(f"features={asked!r}: expected {name}:FILE, the file of its weights")
+    with named("features="):
+        return OF_FILES[name](read_tensors(path), path), ""
 
 
 def _own(

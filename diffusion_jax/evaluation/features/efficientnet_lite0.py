@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.evaluation.features import convolutions as layers
+from diffusion_jax.evaluation.features.bilinear import antialiased
 from diffusion_jax.evaluation.features.protocol import FeatureNetwork, params_hash
 from diffusion_jax.evaluation.features.published import (
     Shape,
@@ -27,7 +28,6 @@ from diffusion_jax.evaluation.features.published import (
     check_tensors,
     to_tree,
 )
-from diffusion_jax.evaluation.features.bilinear import antialiased
 
 NAME = "efficientnet_lite0"
 SCORE = "FD-EffNetLite0"

@@ -30,6 +30,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.evaluation.features import convolutions as layers
+from diffusion_jax.evaluation.features.bilinear import bilinear
 from diffusion_jax.evaluation.features.protocol import FeatureNetwork, params_hash
 from diffusion_jax.evaluation.features.published import (
     Shape,
@@ -38,7 +39,6 @@ from diffusion_jax.evaluation.features.published import (
     file_hash,
     to_tree,
 )
-from diffusion_jax.evaluation.features.bilinear import bilinear
 
 NAME = "inception_v3"
 SIZE = 299
