@@ -180,6 +180,17 @@ def numbers(flag: str, text: str, kind: Callable[[str], N], example: str) -> lis
         raise ConfigError(f"--{flag}={text!r}: expected {what}, such as {example}") from None
 
 
+def values(given: Any) -> list[Any]:
+    """The values of a setting such as ddim|heun or 5|10, each as in Python or else a text."""
+    result: list[Any] = []
+    for part in given.split("|") if isinstance(given, str) else [given]:
+        try:
+            result.append(ast.literal_eval(part) if isinstance(part, str) else part)
+        except (ValueError, SyntaxError):
+            result.append(part)
+    return result
+
+
 def settings(flag: str, text: str) -> dict[str, Any] | None:
     """Comma-separated name=value pairs, values as in Python or else texts; None for an empty list.
 

@@ -27,6 +27,9 @@ REFERENCE = flags.DEFINE_string(
     "reference", "train", "train or validation of the data, or an .npz of statistics."
 )
 SPLIT = flags.DEFINE_string("split", "validation", "Data of bpd: validation or train.")
+SWEEP = flags.DEFINE_string(
+    "sweep", "", "Scores every combination, such as solver=ddim|heun,steps=5|10|20,guidance=1|2."
+)
 BPD_OPTIONS = flags.DEFINE_string(
     "bpd_options", "", "How bits are counted, such as method=flow,trace=exact,steps=50."
 )
@@ -37,6 +40,9 @@ def run() -> None:
     from diffusion_jax import api
     from diffusion_jax.evaluation import report
 
+    if SWEEP.value:
+        _sweep()
+        return
     rows = api.evaluate(
         sample_flags.WORKDIR.value,
         METRICS.value,
@@ -51,6 +57,27 @@ def run() -> None:
     )
     for row in rows:
         doors.note(report.line(row))
+
+
+def _sweep() -> None:
+    from diffusion_jax import sweeps
+    from diffusion_jax.evaluation import report
+
+    axes = doors.settings("sweep", SWEEP.value) or {}
+    given = sample_flags.sample_arguments()
+    rows = sweeps.sweep(
+        sample_flags.WORKDIR.value,
+        {name: doors.values(value) for name, value in axes.items()},
+        METRICS.value or ("fd",),
+        num=NUM.value,
+        features=FEATURES.value,
+        reference=REFERENCE.value,
+        note=doors.note,
+        **{name: value for name, value in given.items() if name not in axes},
+    )
+    for row in rows:
+        doors.note(f"{report.line(row)} with {row['evaluations']} evaluations, {row['options']}")
+    doors.note(f"best: {report.line(sweeps.best(rows))}, {sweeps.best(rows)['options']}")
 
 
 if __name__ == "__main__":

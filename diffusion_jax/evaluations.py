@@ -24,6 +24,7 @@ from diffusion_jax.evaluation.options import LikelihoodOptions
 from diffusion_jax.feature_networks import feature_network
 from diffusion_jax.likelihoods import bits_per_dim
 from diffusion_jax.loading import load
+from diffusion_jax.pipelines.counting import network_evaluations
 from diffusion_jax.pipelines.options import SamplingOptions, whole
 from diffusion_jax.pipelines.pixel import PixelPipeline
 
@@ -77,18 +78,18 @@ def evaluate(
     if metrics is None:
         pictures = workdir.read_spec(path).kind == "image"
         metrics = ("fd", "kid", "precision_recall") if pictures else ("bpd",)
-    names = _checked(metrics, features, reference, split)
+    names = checked(metrics, features, reference, split)
     _check_bits(bpd or {})
     loading = dict(loading or {})
     num = whole("num", num, low=1)
     config = workdir.read_config(path)
     folder = workdir.folder_of(path)
     pipeline = load(path, note=note, **loading)
-    under = _circumstances(path, loading, seed)
+    under = circumstances(path, loading, seed)
     rows: list[dict[str, Any]] = []
     pictures = [name for name in names if name != "bpd"]
     if pictures:
-        judged = _Judged.build(config, pipeline, pictures, features, reference, note)
+        judged = Judged.build(config, pipeline, pictures, features, reference, note)
         rows += judged.rows(pipeline, num, folder, under, options, note)
     if "bpd" in names:
         rows += _bits(config, pipeline, split, num, under, bpd or {})
@@ -127,7 +128,7 @@ def _given(options: Mapping[str, Any]) -> str:
 _OPTIONS = {field.name for field in dataclasses.fields(SamplingOptions)}
 
 
-def _checked(metrics: Sequence[str], features: str, reference: str, split: str) -> list[str]:
+def checked(metrics: Sequence[str], features: str, reference: str, split: str) -> list[str]:
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     if not names:
         raise ConfigError(f"metrics=[]: expected some of {', '.join(KNOWN)}")
@@ -153,7 +154,7 @@ def _check_bits(options: Mapping[str, Any]) -> None:
             raise ConfigError(unknown_name("bpd_options", name, known))
 
 
-def _circumstances(path: str | Path, loading: Mapping[str, Any], seed: int) -> report.Circumstances:
+def circumstances(path: str | Path, loading: Mapping[str, Any], seed: int) -> report.Circumstances:
     folder = workdir.folder_of(path) / workdir.CHECKPOINTS
     with Checkpointer(folder, read_only=True) as checkpoints:
         step = checkpoints.latest_step()
@@ -164,7 +165,7 @@ def _circumstances(path: str | Path, loading: Mapping[str, Any], seed: int) -> r
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Judged:
+class Judged:
     """A feature network, a reference and the metrics that are asked for."""
 
     names: list[str]
@@ -182,7 +183,7 @@ class _Judged:
         features: str,
         reference: str,
         note: Callable[[str], None],
-    ) -> _Judged:
+    ) -> Judged:
         if pipeline.spec.kind != "image":
             raise ConfigError(
                 f"metrics={','.join(names)}: the data are {pipeline.spec.kind}, no pictures; "
@@ -204,7 +205,8 @@ class _Judged:
             names=names, extractor=extractor, reference=found, training=training, remark=remark
         )
 
-    def circumstances(self) -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
+        """What the report says of network and reference."""
         network, reference = self.extractor.network, self.reference
         return {
             "features": network.name + (f" ({self.remark})" if self.remark else ""),
@@ -244,10 +246,16 @@ class _Judged:
             sheets = folder / FOLDER
             found.append(near.score(collected, self.training, self.extractor, sheets, under.step))
         seconds = time.perf_counter() - began
-        chosen = pipeline.options(**{k: v for k, v in options.items() if k in _OPTIONS})
-        how = {"solver": chosen.solver, "steps": chosen.steps, "guidance": chosen.guidance}
+        given = {k: v for k, v in options.items() if k in _OPTIONS}
+        chosen = pipeline.options(**given)
+        how: dict[str, Any] = {
+            "solver": chosen.solver,
+            "steps": chosen.steps,
+            "guidance": chosen.guidance,
+            "evaluations": network_evaluations(pipeline, **given),
+        }
         more = {"sampling_and_features_share": sampled / seconds, "options": _given(options)}
-        own = self.circumstances()
+        own = self.about()
         return report.rows(
             found, dataclasses.replace(under, seconds=seconds, more=more, **how, **own)
         )

@@ -22,6 +22,7 @@ COLUMNS = (
     "step",
     "solver",
     "steps",
+    "evaluations",
     "guidance",
     "ema",
     "features",
@@ -47,6 +48,7 @@ class Circumstances:
         seed: of the samples.
         seconds: of the whole evaluation.
         solver, steps, guidance: of the sampling; "" and 0 where nothing was sampled.
+        evaluations: of networks for a sample.
         features, weights_hash, resize: of the feature network.
         rounding: from samples to pixels.
         reference, reference_hash, reference_count: what was compared with.
@@ -60,6 +62,7 @@ class Circumstances:
     solver: str = ""
     steps: int = 0
     guidance: float = 1.0
+    evaluations: int = 0
     features: str = ""
     weights_hash: str = ""
     resize: str = ""

@@ -238,7 +238,7 @@ class PixelPipeline:
         if name == "ancestral" or self.schedule is None:
             return
         nothing = as_denoiser(
-            lambda x, t: Denoised(x, variance_fraction=x if self._learns_variance else None),
+            lambda x, t: Denoised(x, variance_fraction=x if self.learns_variance else None),
             self.schedule,
         )
         x = jax.ShapeDtypeStruct((1, *self.spec.shape), jnp.float32)
@@ -274,8 +274,17 @@ class PixelPipeline:
         with _one_line(), jax.set_mesh(self.mesh):
             jax.eval_shape(run, self._trees, seed, index, branches, numbers)
 
+    def solve_one(self, static: Program) -> Array:
+        """Runs the sampler for one sample of the first condition, for what its parts tell."""
+        given = self._conditions.rows(1, (None, None, None), shapes_only=True)
+        branches = {"given": given, "negative": None, "also": []}
+        numbers = {"guidance": jnp.float32(static.options.guidance), "also": jnp.zeros(0)}
+        index = jnp.zeros(1, jnp.uint32)
+        return self._run(static, False, self._trees, jnp.uint32(0), index, branches, numbers)
+
     @property
-    def _learns_variance(self) -> bool:
+    def learns_variance(self) -> bool:
+        """Whether the network puts out variances of the reverse kernels."""
         return isinstance(self.process, LearnedGaussian)
 
     @property

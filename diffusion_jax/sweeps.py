@@ -1,0 +1,139 @@
+"""Which solver, steps, guidance and average are best: `evaluate --sweep="solver=ddim|heun,..."`.
+
+Every combination is scored; a table, a plot of score against evaluations of the network, and the
+best of each cost come out.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax import evaluations, workdir
+from diffusion_jax.errors import ConfigError, unknown_name
+from diffusion_jax.evaluation import report
+from diffusion_jax.loading import load
+from diffusion_jax.pipelines.options import whole
+from diffusion_jax.visual.curves import Curve, Panel, curve_plot
+from diffusion_jax.visual.pixels import replace_file, save_png
+
+AXES = ("solver", "steps", "guidance", "guidance_by", "ema", "ema_length")
+LOADING = ("ema", "ema_length")
+BETTER_HIGH = ("precision", "recall", "density", "coverage", "IS", "class-accuracy")
+"""Beginnings of the names of scores that are better when they are larger."""
+
+
+def sweep(
+    path: str | Path,
+    axes: Mapping[str, Sequence[Any]],
+    metrics: Sequence[str] = ("fd",),
+    *,
+    num: int = 10_000,
+    features: str = "self",
+    reference: str = "train",
+    seed: int = 0,
+    note: Callable[[str], None] = lambda text: None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Scores of every combination, the same samples' numbers in each.
+
+    Args:
+        path: the workdir; eval.jsonl and eval.md there take all rows, `evaluation/sweep.md` and
+            `evaluation/sweep.png` are those of this sweep.
+        axes: by name (solver, steps, guidance, guidance_by, ema, ema_length) the values.
+        metrics: as `evaluate`; the first score of them is the one that is plotted.
+        num, features, reference, seed, note: as `evaluate`.
+        **options: what all share, of `PixelPipeline.sample`.
+
+    Returns:
+        The rows, those on the Pareto front with the remark "best at its cost".
+
+    Raises:
+        ConfigError: an unknown axis, one without values, or what `evaluate` refuses.
+    """
+    for name, values in axes.items():
+        if name not in AXES:
+            raise ConfigError(unknown_name("sweep", name, AXES))
+        if not values:
+            raise ConfigError(f"sweep: {name} has no values; expected some, such as {name}=1|2")
+    names = evaluations.checked(metrics, features, reference, "validation")
+    if "bpd" in names:
+        raise ConfigError("metrics=bpd: bits do not depend on the sampler; leave it in a sweep")
+    num, config, folder = whole("num", num, low=1), workdir.read_config(path), Path(path)
+    rows: list[dict[str, Any]] = []
+    judged = None
+    outer = [name for name in axes if name in LOADING]
+    inner = [name for name in axes if name not in LOADING]
+    for loaded in itertools.product(*(axes[name] for name in outer)):
+        loading = dict(zip(outer, loaded, strict=True))
+        pipeline = load(path, note=note, **loading)
+        under = evaluations.circumstances(path, loading, seed)
+        if judged is None:
+            parts = config, pipeline, names, features, reference, note
+            judged = evaluations.Judged.build(*parts)
+        for values in itertools.product(*(axes[name] for name in inner)):
+            chosen = {**options, **dict(zip(inner, values, strict=True))}
+            note(", ".join(f"{k}={v}" for k, v in {**loading, **chosen}.items() if v is not None))
+            rows += judged.rows(pipeline, num, folder, under, chosen, note)
+    first = rows[0]["score"]
+    _mark(rows, first)
+    if jax.process_index() == 0:
+        report.append(folder, rows)
+        _write(folder / evaluations.FOLDER, rows, first)
+    return rows
+
+
+def front(costs: Sequence[float], values: Sequence[float], *, high: bool) -> list[bool]:
+    """Whether each point is on the Pareto front: none costs no more and is better, nor costs less
+    and is as good."""
+    signed = [-value if high else value for value in values]
+    pairs = list(zip(costs, signed, strict=True))
+    return [
+        np.isfinite(v).item()
+        and not any((a <= c and b < v) or (a < c and b <= v) for a, b in pairs)
+        for c, v in pairs
+    ]
+
+
+def _mark(rows: list[dict[str, Any]], score: str) -> None:
+    chosen = [row for row in rows if row["score"] == score]
+    found = front(
+        [row["evaluations"] for row in chosen],
+        [row["value"] for row in chosen],
+        high=score.startswith(BETTER_HIGH),
+    )
+    for row, best in zip(chosen, found, strict=True):
+        if best:
+            row["remark"] = "; ".join(filter(None, (row["remark"], "best at its cost")))
+
+
+def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The row of the best first score."""
+    score = rows[0]["score"]
+    chosen = [row for row in rows if row["score"] == score]
+    sign = -1.0 if score.startswith(BETTER_HIGH) else 1.0
+    return min(chosen, key=lambda row: sign * row["value"])
+
+
+def _write(folder: Path, rows: list[dict[str, Any]], score: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "sweep.md", lambda path: path.write_text(report.table(rows)))
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["score"] == score and np.isfinite(row["value"]):
+            parts = [row["solver"], f"guidance {row['guidance']:g}", f"ema {row['ema'] or 'raw'}"]
+            point = float(row["evaluations"]), float(row["value"])
+            lines.setdefault(", ".join(parts), []).append(point)
+    curves = []
+    for label, points in lines.items():
+        x, y = np.asarray(sorted(points)).T
+        curves.append(Curve(x=x, y=y, label=label))
+    if curves:
+        title = f"{score} against evaluations of the network"
+        panel = Panel(title=title, x_label="evaluations a sample", curves=curves, log=True)
+        save_png(folder / "sweep.png", curve_plot([panel], size=(560, 360)))
