@@ -122,7 +122,11 @@ def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 def _write(folder: Path, rows: list[dict[str, Any]], score: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "sweep.md", lambda path: path.write_text(report.table(rows)))
+
+    def write(path: Path) -> None:
+        path.write_text(report.table(rows))
+
+    replace_file(folder / "sweep.md", write)
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row["score"] == score and np.isfinite(row["value"]):
