@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closed_forms import mixture_denoiser
 
 from diffusion_jax.diffusion import likelihood, schedules
 from diffusion_jax.diffusion.likelihood import Density, Pixels, continuous_bound, levels, uniforms
@@ -41,19 +42,6 @@ def fisher_information():
     x = np.linspace(-6.0, 6.0, 20001)
     log_p = log_mixture(x)
     return np.trapezoid(np.exp(log_p) * np.gradient(log_p, x) ** 2, x)
-
-
-def mixture_denoiser(schedule):
-    def denoise(x, t):
-        alpha, sigma = (f(t) for f in (schedule.alpha, schedule.sigma))
-        alpha, sigma = (v.reshape(v.shape + (1,) * (x.ndim + 1 - v.ndim)) for v in (alpha, sigma))
-        variance = alpha**2 * STDS**2 + sigma**2
-        centred = x[..., None] - alpha * MEANS
-        log_weight = jnp.log(WEIGHTS) - 0.5 * jnp.log(variance) - 0.5 * centred**2 / variance
-        means = MEANS + alpha * STDS**2 / variance * centred
-        return (jax.nn.softmax(log_weight) * means).sum(-1)
-
-    return denoise
 
 
 def draw_mixture(seed, count):
@@ -113,7 +101,7 @@ def test_estimated_bound_of_an_exact_denoiser_is_the_log_density(schedule):
     run = jax.jit(
         lambda x0: (
             continuous_bound(
-                mixture_denoiser(schedule),
+                mixture_denoiser(schedule, WEIGHTS, MEANS, STDS),
                 schedule,
                 x0,
                 key=jax.random.key(0),
@@ -137,7 +125,7 @@ def test_every_proposal_and_spread_estimates_the_same_integral():
     @functools.partial(jax.jit, static_argnames=("proposal", "spread"))
     def run(x0, key, proposal, spread):
         return continuous_bound(
-            mixture_denoiser(schedule),
+            mixture_denoiser(schedule, WEIGHTS, MEANS, STDS),
             schedule,
             x0,
             key=key,
@@ -190,7 +178,7 @@ def test_given_numbers_are_used_and_an_example_does_not_depend_on_its_batch():
     schedule, x0 = schedules.cosine(), draw_mixture(4, 6)
     u = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 6)))
     keys = jax.random.split(jax.random.key(1), 6)
-    denoise = mixture_denoiser(schedule)
+    denoise = mixture_denoiser(schedule, WEIGHTS, MEANS, STDS)
     whole = continuous_bound(denoise, schedule, x0, key=keys, u=u)
     part = continuous_bound(denoise, schedule, x0[3:], key=keys[3:], u=u[:, 3:])
     np.testing.assert_allclose(whole.total[3:], part.total, rtol=1e-9)

@@ -271,6 +271,17 @@ def test_x0_that_was_altered_counts_in_all_forms():
         np.testing.assert_allclose(actual, expected, rtol=1e-12, err_msg=name)
 
 
+def test_a_long_step_after_a_short_one_keeps_its_precision():
+    """Passed on in one array, two values would be told apart by a difference of near equals."""
+    x, times = np.linspace(-3.0, 3.0, 64).reshape(64, 1), [0.9, 0.8999, 0.3, 0.1, 0.02]
+
+    def end(dtype):
+        schedule, start = schedules.cosine(), jnp.asarray(x, dtype)
+        return solvers.dpmpp_2m(lambda x, t: 0.3 * x + 0.2 * jnp.sin(3 * x), schedule, times, start)
+
+    np.testing.assert_allclose(end(jnp.float32), end(jnp.float64), atol=1e-3)
+
+
 def test_one_evaluation_a_step_in_the_order_of_time():
     def step(x, t, carry):
         return Denoised(jnp.full_like(x, 1.0) * carry), carry + 1
