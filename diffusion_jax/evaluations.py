@@ -11,27 +11,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import builders, data, start, workdir
+from diffusion_jax import builders, workdir
 from diffusion_jax.checkpoints import Checkpointer
 from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.evaluation import metrics as image_metrics
-from diffusion_jax.evaluation import references, report
-from diffusion_jax.evaluation.collected import Collected
-from diffusion_jax.evaluation.features.extract import Extractor
-from diffusion_jax.evaluation.metrics import Reference, Score
-from diffusion_jax.evaluation.nearest import Neighbours
+from diffusion_jax.evaluation import report
+from diffusion_jax.evaluation.metrics import Score
 from diffusion_jax.evaluation.options import LikelihoodOptions
-from diffusion_jax.feature_networks import feature_network
+from diffusion_jax.judged import SPLITS, Judged
 from diffusion_jax.likelihoods import bits_per_dim
 from diffusion_jax.loading import load
-from diffusion_jax.pipelines.counting import network_evaluations
-from diffusion_jax.pipelines.options import SamplingOptions, whole
+from diffusion_jax.pipelines.options import whole
 from diffusion_jax.pipelines.pixel import PixelPipeline
 
-FOLDER = "evaluation"
-ROUNDING = "round((x + 1) * 127.5) to uint8"
 KNOWN = ("fid", *image_metrics.METRICS, "nearest", "bpd")
-SPLITS = ("train", "validation")
 
 
 def evaluate(
@@ -75,10 +68,7 @@ def evaluate(
             not fit.
         DataError: the data cannot be read.
     """
-    if metrics is None:
-        pictures = workdir.read_spec(path).kind == "image"
-        metrics = ("fd", "kid", "precision_recall") if pictures else ("bpd",)
-    names = checked(metrics, features, reference, split)
+    names = checked(_usual(path) if metrics is None else metrics, features, reference, split)
     _check_bits(bpd or {})
     loading = dict(loading or {})
     num = whole("num", num, low=1)
@@ -96,6 +86,12 @@ def evaluate(
     if jax.process_index() == 0:
         report.append(folder, rows)
     return rows
+
+
+def _usual(path: str | Path) -> tuple[str, ...]:
+    """The metrics where none are asked for."""
+    pictures = workdir.read_spec(path).kind == "image"
+    return ("fd", "kid", "precision_recall") if pictures else ("bpd",)
 
 
 def _bits(
@@ -118,14 +114,6 @@ def _bits(
         scores.append(Score(name=f"{name}-bits/dim", estimate=term))
     seconds, held = time.perf_counter() - began, f"{config.data.name} {split}"
     return report.rows(scores, dataclasses.replace(under, seconds=seconds, reference=held))
-
-
-def _given(options: Mapping[str, Any]) -> str:
-    """The options that are not left at their defaults, as text."""
-    return ", ".join(f"{k}={v!r}" for k, v in options.items() if v is not None and v != [])
-
-
-_OPTIONS = {field.name for field in dataclasses.fields(SamplingOptions)}
 
 
 def checked(metrics: Sequence[str], features: str, reference: str, split: str) -> list[str]:
@@ -162,103 +150,6 @@ def circumstances(path: str | Path, loading: Mapping[str, Any], seed: int) -> re
     stored = workdir.read_config(path).sampling.ema if ema is None else ema
     average = stored if length is None else f"length {length:g}"
     return report.Circumstances(step=step or 0, ema=average, seed=seed, seconds=0.0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Judged:
-    """A feature network, a reference and the metrics that are asked for."""
-
-    names: list[str]
-    extractor: Extractor
-    reference: Reference
-    training: data.Source
-    remark: str
-
-    @classmethod
-    def build(
-        cls,
-        config: Any,
-        pipeline: PixelPipeline,
-        names: list[str],
-        features: str,
-        reference: str,
-        note: Callable[[str], None],
-    ) -> Judged:
-        if pipeline.spec.kind != "image":
-            raise ConfigError(
-                f"metrics={','.join(names)}: the data are {pipeline.spec.kind}, no pictures; "
-                "expected bpd"
-            )
-        training = builders.source(config, "train")
-        cache = start.default_cache().parent / FOLDER
-        network, remark = feature_network(features, config, training, cache, note)
-        extractor = Extractor(network, pipeline.mesh)
-        if reference in SPLITS:
-            source = training if reference == "train" else builders.source(config, reference)
-            wanted = ("features", "spatial") if "sfid" in names else ("features",)
-            title = f"{config.data.name} {reference}"
-            note(f"reference: {len(source)} pictures of {title}")
-            found = references.of_source(source, title, extractor, wanted, cache)
-        else:
-            found = references.of_file(reference)
-        return cls(
-            names=names, extractor=extractor, reference=found, training=training, remark=remark
-        )
-
-    def about(self) -> dict[str, Any]:
-        """What the report says of network and reference."""
-        network, reference = self.extractor.network, self.reference
-        return {
-            "features": network.name + (f" ({self.remark})" if self.remark else ""),
-            "weights_hash": network.weights_hash,
-            "resize": network.resize,
-            "rounding": ROUNDING,
-            "reference": reference.name,
-            "reference_hash": reference.hash,
-            "reference_count": reference.count,
-        }
-
-    def rows(
-        self,
-        pipeline: PixelPipeline,
-        num: int,
-        folder: Path,
-        under: report.Circumstances,
-        options: Mapping[str, Any],
-        note: Callable[[str], None],
-    ) -> list[dict[str, Any]]:
-        """Samples, and a row for each of their scores."""
-        began = time.perf_counter()
-        wanted = ("features", "spatial") if "sfid" in self.names else ("features",)
-        collected = Collected(num, wanted, under.seed)
-        near = Neighbours(num) if "nearest" in self.names else None
-        done = 0
-        for samples in pipeline.stream(num, seed=under.seed, **options):
-            collected.add(samples.x, self.extractor, samples.label, samples.finite)
-            if near is not None:
-                near.see(samples.x, samples.finite)
-            done += len(samples)
-            note(f"{done}/{num} samples")
-        sampled = time.perf_counter() - began
-        plain = [name for name in self.names if name != "nearest"]
-        found = image_metrics.scores(plain, collected, self.reference, self.extractor.network)
-        if near is not None:
-            sheets = folder / FOLDER
-            found.append(near.score(collected, self.training, self.extractor, sheets, under.step))
-        seconds = time.perf_counter() - began
-        given = {k: v for k, v in options.items() if k in _OPTIONS}
-        chosen = pipeline.options(**given)
-        how: dict[str, Any] = {
-            "solver": chosen.solver,
-            "steps": chosen.steps,
-            "guidance": chosen.guidance,
-            "evaluations": network_evaluations(pipeline, **given),
-        }
-        more = {"sampling_and_features_share": sampled / seconds, "options": _given(options)}
-        own = self.about()
-        return report.rows(
-            found, dataclasses.replace(under, seconds=seconds, more=more, **how, **own)
-        )
 
 
 def curve(path: str | Path, score: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ import numpy as np
 from diffusion_jax import evaluations, workdir
 from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.evaluation import report
+from diffusion_jax.judged import FOLDER, Judged
 from diffusion_jax.loading import load
 from diffusion_jax.pipelines.options import whole
 from diffusion_jax.visual.curves import Curve, Panel, curve_plot
@@ -75,7 +76,7 @@ def sweep(
         under = evaluations.circumstances(path, loading, seed)
         if judged is None:
             parts = config, pipeline, names, features, reference, note
-            judged = evaluations.Judged.build(*parts)
+            judged = Judged.build(*parts)
         for values in itertools.product(*(axes[name] for name in inner)):
             chosen = {**options, **dict(zip(inner, values, strict=True))}
             note(", ".join(f"{k}={v}" for k, v in {**loading, **chosen}.items() if v is not None))
@@ -84,7 +85,7 @@ def sweep(
     _mark(rows, first)
     if jax.process_index() == 0:
         report.append(folder, rows)
-        _write(folder / evaluations.FOLDER, rows, first)
+        _write(folder / FOLDER, rows, first)
     return rows
 
 

@@ -31,12 +31,7 @@ from diffusion_jax.parallel.mesh import batch_sharding, batch_shards
 from diffusion_jax.pipelines import guiding
 from diffusion_jax.pipelines.conditioning import Asked, Conditions
 from diffusion_jax.pipelines.guided import guided
-from diffusion_jax.pipelines.options import (
-    Program,
-    SamplingOptions,
-    check_solver_options,
-    whole,
-)
+from diffusion_jax.pipelines.options import Program, SamplingOptions, check_solver_options, whole
 from diffusion_jax.pipelines.samples import Samples
 from diffusion_jax.visual.pixels import to_uint8
 
