@@ -24,7 +24,9 @@ FEATURES = flags.DEFINE_string(
     "features", "self", "The feature network: self (learns from the data), or NAME:FILE of weights."
 )
 REFERENCE = flags.DEFINE_string(
-    "reference", "train", "train or validation of the data, or an .npz of statistics."
+    "reference",
+    "train",
+    "train or validation of the data, a folder of pictures, or an .npz of statistics.",
 )
 SPLIT = flags.DEFINE_string("split", "validation", "Data of bpd: validation or train.")
 SWEEP = flags.DEFINE_string(

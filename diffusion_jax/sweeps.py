@@ -6,6 +6,7 @@ best of each cost come out.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import evaluations, workdir
+from diffusion_jax import builders, evaluations, workdir
 from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.evaluation import report
 from diffusion_jax.judged import FOLDER, Judged
@@ -23,8 +24,8 @@ from diffusion_jax.pipelines.options import whole
 from diffusion_jax.visual.curves import Curve, Panel, curve_plot
 from diffusion_jax.visual.pixels import replace_file, save_png
 
-AXES = ("solver", "steps", "guidance", "guidance_by", "ema", "ema_length")
-LOADING = ("ema", "ema_length")
+AXES = ("solver", "steps", "guidance", "guidance_by", "ema", "ema_length", "checkpoint")
+LOADING = ("ema", "ema_length", "checkpoint")
 BETTER_HIGH = ("precision", "recall", "density", "coverage", "IS", "class-accuracy")
 """Beginnings of the names of scores that are better when they are larger."""
 
@@ -68,6 +69,10 @@ def sweep(
     num, config, folder = whole("num", num, low=1), workdir.read_config(path), Path(path)
     rows: list[dict[str, Any]] = []
     judged = None
+
+    def watch(done: int) -> None:
+        note(f"{done}/{num} samples")
+
     outer = [name for name in axes if name in LOADING]
     inner = [name for name in axes if name not in LOADING]
     for loaded in itertools.product(*(axes[name] for name in outer)):
@@ -75,12 +80,13 @@ def sweep(
         pipeline = load(path, note=note, **loading)
         under = evaluations.circumstances(path, loading, seed)
         if judged is None:
-            parts = config, pipeline, names, features, reference, note
+            sources = functools.partial(builders.source, config)
+            parts = config, pipeline, names, features, reference, sources, note
             judged = Judged.build(*parts)
         for values in itertools.product(*(axes[name] for name in inner)):
             chosen = {**options, **dict(zip(inner, values, strict=True))}
             note(", ".join(f"{k}={v}" for k, v in {**loading, **chosen}.items() if v is not None))
-            rows += judged.rows(pipeline, num, folder, under, chosen, note)
+            rows += judged.rows(pipeline, num, folder, under, chosen, watch)
     first = rows[0]["score"]
     _mark(rows, first)
     if jax.process_index() == 0:

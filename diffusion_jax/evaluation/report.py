@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.evaluation.metrics import Score
+from diffusion_jax.evaluation.metrics import ENOUGH, Score
 
 JSONL = "eval.jsonl"
 TABLE = "eval.md"
@@ -88,6 +88,19 @@ def rows(scores: Iterable[Score], under: Circumstances) -> list[dict[str, Any]]:
         }
         for score in scores
     ]
+
+
+def scalars(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Scores and their standard errors under names for curves.
+
+    Those of few samples, which cannot be compared with those of many, have their number in them.
+    """
+    found = {}
+    for row in rows:
+        few = f"_of_{row['n']}" if row["n"] < ENOUGH else ""
+        found[f"eval/{row['score']}{few}"] = row["value"]
+        found[f"eval/{row['score']}{few}_standard_error"] = row["standard_error"]
+    return found
 
 
 def append(folder: Path, new: list[dict[str, Any]]) -> None:
