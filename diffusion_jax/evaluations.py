@@ -15,6 +15,7 @@ import numpy as np
 from diffusion_jax import builders, workdir
 from diffusion_jax.best_checkpoint import asked_step
 from diffusion_jax.checkpoints import Checkpointer
+from diffusion_jax.data import DataSpec
 from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.evaluation import metrics as image_metrics
 from diffusion_jax.evaluation import report
@@ -148,6 +149,7 @@ class Evaluation:
         """See `Judged.build` for the arguments and errors."""
         pictures = [name for name in names if name not in OF_DATA]
         judged = None
+        check_kind(names, pipeline.spec)
         if pictures:
             parts = config, pipeline, pictures, features, reference, sources, note
             judged = Judged.build(*parts)
@@ -194,8 +196,18 @@ class Evaluation:
         ]
         for name, term in found.terms.items():
             scores.append(Score(name=f"{name}-bits/dim", estimate=term))
+        scores = [dataclasses.replace(score, metric="bpd") for score in scores]
         seconds, held = time.perf_counter() - began, f"{self.config.data.name} {self.split}"
         return report.rows(scores, dataclasses.replace(under, seconds=seconds, reference=held))
+
+
+def check_kind(names: Sequence[str], spec: DataSpec) -> None:
+    """Raises ConfigError where metrics are over pictures and the data are none."""
+    pictures = [name for name in names if name not in OF_DATA]
+    if pictures and spec.kind != "image":
+        raise ConfigError(
+            f"metrics={','.join(pictures)}: the data are {spec.kind}, no pictures; expected bpd"
+        )
 
 
 def checked(metrics: Sequence[str], features: str, reference: str, split: str) -> list[str]:

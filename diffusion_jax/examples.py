@@ -138,3 +138,22 @@ def conditioning_of(given: Any, pipeline: PixelPipeline, count: int) -> dict[str
                 "each example"
             )
     return found
+
+
+def held_out_conditions(
+    conditions: Sequence[str], held_out: data.Source, num: int
+) -> dict[str, Any]:
+    """Captions and numbers that the training never saw, for a model that reads some; for grids.
+
+    Args:
+        conditions: that the model reads.
+        held_out: source of the validation.
+        num: how many, at most.
+    """
+    if "text" not in conditions and "scalar" not in conditions:
+        return {}
+    given = held_out.fetch(np.arange(min(num, len(held_out))))["conditioning"]
+    return {
+        "prompts": data.decode_text(given["text"]) if "text" in conditions else None,
+        "scalars": given["scalar"] if "scalar" in conditions else None,
+    }

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax import data, start
-from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation import metrics as image_metrics
 from diffusion_jax.evaluation import report
 from diffusion_jax.evaluation.collected import Collected
@@ -60,14 +59,9 @@ class Judged:
             note: takes lines about what is going on.
 
         Raises:
-            ConfigError: data without pictures, or a network or a reference that cannot be had.
+            ConfigError: a network or a reference that cannot be had.
             DataError: the data cannot be read.
         """
-        if pipeline.spec.kind != "image":
-            raise ConfigError(
-                f"metrics={','.join(names)}: the data are {pipeline.spec.kind}, no pictures; "
-                "expected bpd"
-            )
         training = sources("train")
         cache = start.default_cache().parent / FOLDER
         network, remark = feature_network(features, config, training, cache, note)
@@ -127,7 +121,12 @@ class Judged:
             "guidance": chosen.guidance,
             "evaluations": network_evaluations(pipeline, **given),
         }
-        more = {"sampling_and_features_share": sampled / seconds, "options": _given(options)}
+        more = {
+            **under.more,
+            "samples": num,
+            "sampling_and_features_share": sampled / seconds,
+            "options": _given(options),
+        }
         own = self.about()
         return report.rows(
             found, dataclasses.replace(under, seconds=seconds, more=more, **how, **own)

@@ -18,6 +18,7 @@ import numpy as np
 from diffusion_jax import builders, evaluations, workdir
 from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.evaluation import report
+from diffusion_jax.evaluation.metrics import higher_is_better
 from diffusion_jax.judged import FOLDER, Judged
 from diffusion_jax.loading import load
 from diffusion_jax.pipelines.options import whole
@@ -26,8 +27,6 @@ from diffusion_jax.visual.pixels import replace_file, save_png
 
 AXES = ("solver", "steps", "guidance", "guidance_by", "ema", "ema_length", "checkpoint")
 LOADING = ("ema", "ema_length", "checkpoint")
-BETTER_HIGH = ("precision", "recall", "density", "coverage", "IS", "class-accuracy")
-"""Beginnings of the names of scores that are better when they are larger."""
 
 
 def sweep(
@@ -112,7 +111,7 @@ def _mark(rows: list[dict[str, Any]], score: str) -> None:
     found = front(
         [row["evaluations"] for row in chosen],
         [row["value"] for row in chosen],
-        high=score.startswith(BETTER_HIGH),
+        high=higher_is_better(score),
     )
     for row, best in zip(chosen, found, strict=True):
         if best:
@@ -123,7 +122,7 @@ def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The row of the best first score."""
     score = rows[0]["score"]
     chosen = [row for row in rows if row["score"] == score]
-    sign = -1.0 if score.startswith(BETTER_HIGH) else 1.0
+    sign = -1.0 if higher_is_better(score) else 1.0
     return min(chosen, key=lambda row: sign * row["value"])
 
 

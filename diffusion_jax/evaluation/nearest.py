@@ -61,4 +61,4 @@ class Neighbours:
         rate = memorisation(found)
         remark = f"nearer than {COPY_RATIO:.2g} of the next nearest, of {len(training)}"
         name = full_name("memorisation", extractor.network.score)
-        return Score(name=name, estimate=rate, remark=remark)
+        return Score(name=name, estimate=rate, remark=remark, metric="nearest")

@@ -197,7 +197,8 @@ def _start_on_cluster(options: dict) -> bool:
 def reached_preemption(step: int) -> bool:
     """Whether all processes should save at `step` and leave, since one received SIGTERM.
 
-    True at the same step in every process. Must be called at every step, by every process.
+    True at the same step in every process, and then no more. Must be called at every step, by every
+    process.
     False when the runtime was not started, or started without `agree_on_sigterm`.
     """
     if not jax.distributed.is_initialized():
@@ -205,6 +206,23 @@ def reached_preemption(step: int) -> bool:
     if not jax.config.jax_enable_preemption_service:  # pyright: ignore[reportAttributeAccessIssue]
         return False
     return bool(multihost_utils.reached_preemption_sync_point(step))
+
+
+class Preemption:
+    """Asks `reached_preemption` as often as it likes, also within a step, and remembers a yes.
+
+    Every process must ask equally often: the questions are counted in place of the steps.
+    """
+
+    def __init__(self) -> None:
+        self._asked, self._reached = 0, False
+
+    def reached(self) -> bool:
+        """Whether all processes should save and leave."""
+        if not self._reached:
+            self._asked += 1
+            self._reached = reached_preemption(self._asked)
+        return self._reached
 
 
 def main_first(make: Callable[[], T]) -> T:
