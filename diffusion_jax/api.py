@@ -85,6 +85,7 @@ class Run:
         weak: the weaker model of autoguidance, for the grids.
         begin: makes the first state, where it is not one of fresh parameters.
         held: keeps other runs off the workdir; None but in process 0.
+        preemption: asked whether the machine is wanted back.
     """
 
     config: Config
@@ -98,6 +99,7 @@ class Run:
     weak: guiding.Weak | None = None
     begin: transfer.Beginning | None = None
     held: Lock | None = None
+    preemption: Preemption = dataclasses.field(default_factory=Preemption)
 
     @classmethod
     def build(cls, config: Config, path: str | Path, encoder: FrozenEncoder | None = None) -> Run:
@@ -216,10 +218,6 @@ class Run:
         return state
 
     @functools.cached_property
-    def _preemption(self) -> Preemption:
-        return Preemption()
-
-    @functools.cached_property
     def _saves(self) -> Saves:
         return Saves(self.checkpoints, self.path)
 
@@ -306,7 +304,7 @@ class Run:
     def _should_stop(self, step: int) -> bool:
         # Asked after every step and in evaluations: a save that failed meanwhile ends the run here.
         self._saves.collect()
-        return self._preemption.reached()
+        return self.preemption.reached()
 
     def _finish(self, what: str) -> None:
         if self.is_main:

@@ -9,6 +9,7 @@ from PIL import Image
 import diffusion_jax
 from diffusion_jax import api, workdir
 from diffusion_jax import config as configs
+from diffusion_jax.examples import held_out_conditions
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -45,7 +46,8 @@ def saved(tmp_path_factory):
 
 def test_previews_take_captions_that_are_held_out(saved):
     _, run = saved
-    shown = run._held_out_conditions()["prompts"]
+    given = run.model.conditions, run.validation_data, run.config.sampling.num
+    shown = held_out_conditions(*given)["prompts"]
     held_out = {f"grey {n}"[:8] for n in range(40)}
     assert len(shown) == min(8, len(run.validation_data))
     assert set(shown) <= held_out
