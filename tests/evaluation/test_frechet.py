@@ -88,20 +88,20 @@ def test_the_limit_of_many_samples_has_no_bias_of_order_1_over_n():
     assert np.mean(plain) - exact > 5 * np.std(plain) / math.sqrt(runs)
 
 
-@pytest.mark.parametrize(("d", "sizes"), [(6, [60] * 10), (40, [64] * 9 + [20])])
+@pytest.mark.parametrize(("d", "sizes"), [(6, [60] * 10), (40, [128] * 9 + [8])])
 def test_the_error_bar_is_the_deviation_of_repeated_samples(d, sizes):
-    """Also where the last part is smaller, and FD less biased without that one than without others."""
+    """Also where a part is smaller, without which FD is less biased than without another."""
     n, runs = sum(sizes), 80
     mean, root = law(0, d)
     truth = Moments.given(mean, root @ root.T, 2)
     found = []
     for seed in range(runs):
-        x = gaussian(seed, n, mean + 0.3 * (d < 10), root)
+        x = gaussian(seed, n, mean + (0.3 if d < 10 else 0.05), root)
         parts = [Moments.of(part) for part in np.split(x, np.cumsum(sizes)[:-1])]
         found.append(frechet.frechet_estimate(parts, truth))
     spread = np.std([f.value for f in found], ddof=1)
     told = np.sqrt(np.mean([f.standard_error**2 for f in found]))
-    assert 0.75 < told / spread < 1.5
+    assert 0.75 < told / spread < 1.3
     assert found[0].n == n
 
 
