@@ -6,10 +6,11 @@ process, so a run behaves alike on one machine and on many.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.errors import ConfigError, DataError
 
 T = TypeVar("T")
 
@@ -234,3 +235,39 @@ def gather_json(value: Any) -> list[Any]:
     padded[: text.size] = text
     rows = np.asarray(multihost_utils.process_allgather(padded))
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def by_main(make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays that `make` returns in process 0, the same in all. Every process must call it.
+
+    For what one alone should compute, read or write: disks of other hosts may hold something else.
+
+    Raises:
+      ConfigError, DataError: what `make` raises, in every process.
+    """
+    if jax.process_count() == 1:
+        return dict(make())
+    content, error = b"", None
+    if jax.process_index() == 0:
+        try:
+            content = _packed(make())
+        except (ConfigError, DataError) as mistake:
+            error = mistake
+    said = [type(error).__name__, str(error)] if error is not None else None
+    size, said = gather_json([len(content), said])[0]
+    if error is not None:
+        raise error
+    if said is not None:
+        kind = ConfigError if said[0] == ConfigError.__name__ else DataError
+        raise kind(f"process 0 of the run: {said[1]}")
+    mine = np.frombuffer(content, np.uint8) if content else np.zeros(size, np.uint8)
+    whole = np.asarray(multihost_utils.broadcast_one_to_all(mine))
+    with np.load(io.BytesIO(whole.tobytes()), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    file = io.BytesIO()
+    # As bytes: a device would cut 64 bits to 32.
+    np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+    return file.getvalue()
