@@ -7,6 +7,7 @@ process, so a run behaves alike on one machine and on many.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from diffusion_jax.errors import ConfigError, DataError
 
@@ -34,6 +36,9 @@ PROXY_EXEMPT = "no_proxy"
 # A process alone waits for nobody; with a limit it would die of its own silence on waking up, after
 # Ctrl-Z or the suspension of a virtual machine. Seconds: as good as never.
 _HEARTBEAT_ALONE = 10**7
+
+# Milliseconds that processes wait for one that downloads or computes something: a day.
+_PATIENCE = 86_400_000
 
 
 def initialize(
@@ -215,10 +220,20 @@ def main_first(make: Callable[[], T]) -> T:
         return make()
     if jax.process_index() == 0:
         made = make()
-        multihost_utils.sync_global_devices("main_first")
+        _wait("main_first")
         return made
-    multihost_utils.sync_global_devices("main_first")
+    _wait("main_first")
     return make()
+
+
+_PASSED = itertools.count()
+
+
+def _wait(name: str) -> None:
+    """Returns when all processes are here, however long one of them is at work; a collective of
+    devices gives up after a while."""
+    barrier = multihost.get_barrier_sync_fn()
+    barrier(key=f"diffusion_jax_{name}_{next(_PASSED)}", timeout_ms=_PATIENCE)
 
 
 def gather_json(value: Any) -> list[Any]:
@@ -253,6 +268,7 @@ def by_main(make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarra
             content = _packed(make())
         except (ConfigError, DataError) as mistake:
             error = mistake
+    _wait("by_main")
     said = [type(error).__name__, str(error)] if error is not None else None
     size, said = gather_json([len(content), said])[0]
     if error is not None:
