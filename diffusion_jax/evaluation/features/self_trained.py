@@ -81,6 +81,19 @@ def build(params: PyTree) -> FeatureNetwork:
     )
 
 
+def check(count: int, size: tuple[int, int], *, by_class: bool) -> None:
+    """Raises ConfigError unless a network can learn from so many pictures (height, width)."""
+    if count < NEEDED:
+        raise ConfigError(
+            f"{count} examples: a feature network of the data itself needs at least {NEEDED}"
+        )
+    if not by_class and size[0] != size[1]:
+        raise ConfigError(
+            f"pictures of {size[0]} x {size[1]} without classes: quarter turns need square ones; "
+            "name the weights of a feature network"
+        )
+
+
 def train(
     pixels: UInt8[np.ndarray, "n h w 3"],
     labels: Int32[np.ndarray, " n"] | None,
@@ -101,15 +114,7 @@ def train(
     Raises:
         ConfigError: fewer than 100 pictures, or quarter turns of pictures that are not square.
     """
-    if len(pixels) < NEEDED:
-        raise ConfigError(
-            f"{len(pixels)} examples: a feature network of the data itself needs at least {NEEDED}"
-        )
-    if labels is None and pixels.shape[1] != pixels.shape[2]:
-        raise ConfigError(
-            f"pictures of {pixels.shape[1]} x {pixels.shape[2]} without classes: quarter turns "
-            "need square ones; name the weights of a feature network"
-        )
+    check(len(pixels), (pixels.shape[1], pixels.shape[2]), by_class=labels is not None)
     steps = STEPS if steps is None else steps
     root = jax.random.key(seed)
     params = init(root, TURNS if labels is None else classes)
