@@ -133,7 +133,7 @@ class Comparison:
         programs: dict[str, Callable[[Any, Any], Any]] = {}
         if "ssim" in self._names:
             programs["ssim"] = jax.jit(ssim, compiler_options=compiler_options())
-        if self._network is not None:
+        if self._network is not None and self._network.maps is not None:
             layers = functools.partial(perceptual, self._network.maps)
             compiled = jax.jit(layers, compiler_options=compiler_options())
             programs["perceptual"] = functools.partial(compiled, self._params)
