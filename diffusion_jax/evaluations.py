@@ -21,10 +21,12 @@ from diffusion_jax.evaluation.options import LikelihoodOptions
 from diffusion_jax.judged import SPLITS, Judged
 from diffusion_jax.likelihoods import bits_per_dim
 from diffusion_jax.loading import load
+from diffusion_jax.losses import loss_rows
 from diffusion_jax.pipelines.options import whole
 from diffusion_jax.pipelines.pixel import PixelPipeline
 
-KNOWN = ("fid", *image_metrics.METRICS, "nearest", "bpd")
+WITHOUT_SAMPLES = ("bpd", "loss")
+KNOWN = ("fid", *image_metrics.METRICS, "nearest", *WITHOUT_SAMPLES)
 
 
 def evaluate(
@@ -48,12 +50,13 @@ def evaluate(
     Args:
         path: the workdir.
         metrics: fid, fd, sfid, fd_infinity, kid, cmmd, inception_score, precision_recall,
-            density_coverage, class_accuracy, nearest (copies of training examples), bpd; None
-            takes fd, kid and precision_recall of pictures, bpd of other data.
-        num: samples; for bpd examples.
+            density_coverage, class_accuracy, nearest (copies of training examples), bpd, loss (the
+            training objective by noise level); None takes fd, kid and precision_recall of
+            pictures, bpd of other data.
+        num: samples; for bpd and loss examples.
         features: the feature network: self, or NAME:FILE with the file of its weights.
         reference: train or validation, or an .npz of statistics.
-        split: data of bpd: validation or train.
+        split: data of bpd and loss: validation or train.
         loading: arguments of `load`: ema, ema_length, weak, ...
         seed: of the samples and all else that is drawn.
         bpd: options of `bits_per_dim`.
@@ -77,12 +80,14 @@ def evaluate(
     pipeline = load(path, note=note, **loading)
     under = circumstances(path, loading, seed)
     rows: list[dict[str, Any]] = []
-    pictures = [name for name in names if name != "bpd"]
+    pictures = [name for name in names if name not in WITHOUT_SAMPLES]
     if pictures:
         judged = Judged.build(config, pipeline, pictures, features, reference, note)
         rows += judged.rows(pipeline, num, folder, under, options, note)
     if "bpd" in names:
         rows += _bits(config, pipeline, split, num, under, bpd or {})
+    if "loss" in names:
+        rows += loss_rows(config, pipeline, split, num, under)
     if jax.process_index() == 0:
         report.append(folder, rows)
     return rows

@@ -50,7 +50,7 @@ class Judged:
         if pipeline.spec.kind != "image":
             raise ConfigError(
                 f"metrics={','.join(names)}: the data are {pipeline.spec.kind}, no pictures; "
-                "expected bpd"
+                "expected bpd or loss"
             )
         training = builders.source(config, "train")
         cache = start.default_cache().parent / FOLDER
