@@ -77,15 +77,16 @@ def _batches(
 
 
 def _scores(found: Mapping[str, np.ndarray], objective: str) -> list[Score]:
-    """The loss and its bins; one that holds no example is left out."""
-    scores = []
-    for name, pairs in found.items():
-        own = pairs[pairs[:, 1] > 0, 0]
-        if name != LOSS and (not name.startswith(BINS) or not len(own)):
-            continue
-        title = LOSS
-        if name != LOSS:
-            low, high = (f"{float(end):g}" for end in name.removeprefix(BINS).split(".."))
-            title = f"{LOSS} at logsnr {low} to {high}"
-        scores.append(Score(name=title, estimate=estimate(own), remark=f"objective {objective}"))
-    return scores
+    """The loss, then its bins from the noisiest; one that holds no example is left out."""
+    bins = []
+    for name in found:
+        if name.startswith(BINS):
+            low, high = (float(end) for end in name.removeprefix(BINS).split(".."))
+            bins.append((low, f"{LOSS} at logsnr {low:g} to {high:g}", name))
+    names = {LOSS: LOSS, **{title: name for _, title, name in sorted(bins)}}
+    seen = {title: found[name][found[name][:, 1] > 0, 0] for title, name in names.items()}
+    return [
+        Score(name=title, estimate=estimate(values), remark=f"objective {objective}")
+        for title, values in seen.items()
+        if len(values)
+    ]
