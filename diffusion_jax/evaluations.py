@@ -49,10 +49,8 @@ def evaluate(
 
     Args:
         path: the workdir.
-        metrics: fid, fd, sfid, fd_infinity, kid, cmmd, inception_score, precision_recall,
-            density_coverage, class_accuracy, nearest (copies of training examples), bpd, loss (the
-            training objective by noise level); None takes fd, kid and precision_recall of
-            pictures, bpd of other data.
+        metrics: of `KNOWN`; nearest finds copies of training examples, loss goes by noise level.
+            None takes fd, kid and precision_recall of pictures, bpd of other data.
         num: samples; for bpd and loss examples.
         features: the feature network: self, or NAME:FILE with the file of its weights.
         reference: train or validation, or an .npz of statistics.
@@ -67,8 +65,7 @@ def evaluate(
         A row a score: score, value, standard_error, n and all that decides them.
 
     Raises:
-        ConfigError: an unknown metric, too few samples, data without pictures, or weights that do
-            not fit.
+        ConfigError: an unknown metric, too few samples, no pictures, or weights that do not fit.
         DataError: the data cannot be read.
     """
     names = checked(_usual(path) if metrics is None else metrics, features, reference, split)
