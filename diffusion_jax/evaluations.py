@@ -24,12 +24,13 @@ from diffusion_jax.evaluation.options import LikelihoodOptions
 from diffusion_jax.judged import FOLDER, Judged
 from diffusion_jax.likelihoods import bits_per_dim
 from diffusion_jax.loading import load
+from diffusion_jax.losses import loss_rows
 from diffusion_jax.pipelines.options import whole
 from diffusion_jax.pipelines.pixel import PixelPipeline
 from diffusion_jax.reference_data import SPLITS, Sources, check_name
 from diffusion_jax.training.writers import TensorBoardWriter
 
-OF_DATA = ("bpd",)
+OF_DATA = ("bpd", "loss")
 """Metrics of data, which need no samples."""
 KNOWN = ("fid", *image_metrics.METRICS, "nearest", *OF_DATA)
 
@@ -54,13 +55,12 @@ def evaluate(
 
     Args:
         path: the workdir.
-        metrics: fid, fd, sfid, fd_infinity, kid, cmmd, inception_score, precision_recall,
-            density_coverage, class_accuracy, nearest (copies of training examples), bpd; None
-            takes fd, kid and precision_recall of pictures, bpd of other data.
-        num: samples; for bpd examples.
+        metrics: of `KNOWN`; nearest finds copies of training examples, loss goes by noise level.
+            None takes fd, kid and precision_recall of pictures, bpd of other data.
+        num: samples; for bpd and loss examples.
         features: the feature network: self, or NAME:FILE with the file of its weights.
         reference: train or validation, a folder of pictures, or an .npz of statistics.
-        split: data of bpd: validation or train.
+        split: data of bpd and loss: validation or train.
         loading: arguments of `load`: ema, ema_length, checkpoint, weak, ...
         seed: of the samples and all else that is drawn.
         bpd: options of `bits_per_dim`.
@@ -71,8 +71,7 @@ def evaluate(
         A row a score: score, value, standard_error, n and all that decides them.
 
     Raises:
-        ConfigError: an unknown metric, too few samples, data without pictures, or weights that do
-            not fit.
+        ConfigError: an unknown metric, too few samples, no pictures, or weights that do not fit.
         DataError: the data cannot be read.
     """
     names = checked(_usual(path) if metrics is None else metrics, features, reference, split)
@@ -121,7 +120,7 @@ class Evaluation:
         judged: network and reference of those over pictures, where any are asked for.
         config: of the run.
         sources: its data by split.
-        split: data of bpd.
+        split: data of bpd and loss.
         bpd: options of `bits_per_dim`.
     """
 
@@ -177,6 +176,9 @@ class Evaluation:
             rows += self.judged.rows(pipeline, num, folder, under, options, watch)
         if "bpd" in self.names:
             rows += self._bits(pipeline, num, under, watch)
+        if "loss" in self.names:
+            source = self.sources(self.split)
+            rows += loss_rows(self.config, source, pipeline, self.split, num, under, watch)
         return rows
 
     def _bits(
@@ -206,7 +208,8 @@ def check_kind(names: Sequence[str], spec: DataSpec) -> None:
     pictures = [name for name in names if name not in OF_DATA]
     if pictures and spec.kind != "image":
         raise ConfigError(
-            f"metrics={','.join(pictures)}: the data are {spec.kind}, no pictures; expected bpd"
+            f"metrics={','.join(pictures)}: the data are {spec.kind}, no pictures; "
+            "expected bpd or loss"
         )
 
 

@@ -63,8 +63,9 @@ def sweep(
         if not values:
             raise ConfigError(f"sweep: {name} has no values; expected some, such as {name}=1|2")
     names = evaluations.checked(metrics, features, reference, "validation")
-    if "bpd" in names:
-        raise ConfigError("metrics=bpd: bits do not depend on the sampler; leave it in a sweep")
+    for name in evaluations.OF_DATA:
+        if name in names:
+            raise ConfigError(f"metrics={name}: the sampler has no part in it; leave it in a sweep")
     num, config, folder = whole("num", num, low=1), workdir.read_config(path), Path(path)
     rows: list[dict[str, Any]] = []
     judged = None
