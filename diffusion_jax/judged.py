@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffusion_jax import data, start
 from diffusion_jax.evaluation import metrics as image_metrics
 from diffusion_jax.evaluation import report
@@ -15,6 +17,7 @@ from diffusion_jax.evaluation.collected import Collected
 from diffusion_jax.evaluation.features.extract import Extractor
 from diffusion_jax.evaluation.metrics import Reference
 from diffusion_jax.evaluation.nearest import Neighbours
+from diffusion_jax.examples import conditions_of
 from diffusion_jax.feature_networks import feature_network
 from diffusion_jax.pipelines.counting import network_evaluations
 from diffusion_jax.pipelines.options import SamplingOptions
@@ -100,7 +103,8 @@ class Judged:
         collected = Collected(num, _wanted(self.names), under.seed)
         near = Neighbours(num) if "nearest" in self.names else None
         done = 0
-        for samples in pipeline.stream(num, seed=under.seed, **options):
+        drawn = self._conditions(pipeline, num, under.seed, options)
+        for samples in pipeline.stream(num, seed=under.seed, **{**options, **drawn}):
             collected.add(samples.x, self.extractor, samples.label, samples.finite)
             if near is not None:
                 near.see(samples.x, samples.finite)
@@ -126,11 +130,28 @@ class Judged:
             "samples": num,
             "sampling_and_features_share": sampled / seconds,
             "options": _given(options),
+            "conditions": "of training examples, drawn" if drawn else "",
         }
         own = self.about()
         return report.rows(
             found, dataclasses.replace(under, seconds=seconds, more=more, **how, **own)
         )
+
+    def _conditions(
+        self, pipeline: PixelPipeline, num: int, seed: int, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Labels, captions and numbers of training examples, where none are given: p(x) of the data
+        is that of the model under the conditions that the data have."""
+        if not all(_none(options.get(name)) for name in ("labels", "prompts", "scalars")):
+            return {}
+        count = len(self.training)
+        random = np.random.default_rng(seed)
+        rows = random.permutation(count) if num >= count else random.choice(count, num, False)
+        return conditions_of(pipeline.conditions, self.training, rows.astype(np.int64))
+
+
+def _none(value: Any) -> bool:
+    return value is None or len(value) == 0
 
 
 def _wanted(names: list[str]) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ COLUMNS = (
     "steps",
     "evaluations",
     "guidance",
+    "conditions",
     "ema",
     "features",
     "weights_hash",
