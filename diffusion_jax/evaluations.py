@@ -79,7 +79,7 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     pictures = [name for name in names if name != "bpd"]
     if pictures:
-        judged = Judged.build(config, pipeline, pictures, features, reference, note)
+        judged = Judged.build(config, pipeline, pictures, features, reference, num, note)
         rows += judged.rows(pipeline, num, folder, under, options, note)
     if "bpd" in names:
         rows += _bits(config, pipeline, split, num, under, bpd or {})

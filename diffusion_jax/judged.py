@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from diffusion_jax import builders, data, start
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation import metrics as image_metrics
@@ -45,8 +48,15 @@ class Judged:
         names: list[str],
         features: str,
         reference: str,
+        num: int,
         note: Callable[[str], None],
     ) -> Judged:
+        """What judges `num` samples of a pipeline, which are not drawn yet.
+
+        Raises:
+            ConfigError: data without pictures, weights that do not fit, or what the metrics need
+                and would not get.
+        """
         if pipeline.spec.kind != "image":
             raise ConfigError(
                 f"metrics={','.join(names)}: the data are {pipeline.spec.kind}, no pictures; "
@@ -56,6 +66,13 @@ class Judged:
         cache = start.default_cache().parent / FOLDER
         network, remark = feature_network(features, config, training, cache, note)
         extractor = Extractor(network, pipeline.mesh)
+        asked = [name for name in names if name != "nearest"]
+        shape = jax.ShapeDtypeStruct((1, *pipeline.spec.shape[:2], 3), np.uint8)
+        shapes = jax.eval_shape(network.apply, network.params, shape)
+        given = {name: feature.shape[-1] for name, feature in shapes.items()}
+        image_metrics.check(asked, given, num)
+        if "class_accuracy" in names and "label" not in pipeline.conditions:
+            raise ConfigError("class_accuracy: the samples are asked for no class")
         if reference in SPLITS:
             source = training if reference == "train" else builders.source(config, reference)
             wanted = ("features", "spatial") if "sfid" in names else ("features",)
@@ -64,6 +81,7 @@ class Judged:
             found = references.of_source(source, title, extractor, wanted, cache)
         else:
             found = references.of_file(reference)
+        image_metrics.check(asked, given, num, found)
         return cls(
             names=names, extractor=extractor, reference=found, training=training, remark=remark
         )
@@ -117,13 +135,18 @@ class Judged:
             "guidance": chosen.guidance,
             "evaluations": network_evaluations(pipeline, **given),
         }
-        more = {"sampling_and_features_share": sampled / seconds, "options": _given(options)}
+        more = {"sampling_and_features_share": sampled / seconds, "options": given_text(options)}
         own = self.about()
         return report.rows(
             found, dataclasses.replace(under, seconds=seconds, more=more, **how, **own)
         )
 
 
-def _given(options: Mapping[str, Any]) -> str:
-    """The options that are not left at their defaults, as text."""
-    return ", ".join(f"{k}={v!r}" for k, v in options.items() if v is not None and v != [])
+def given_text(options: Mapping[str, Any]) -> str:
+    """The options that are not left at their defaults, as text; their values are in one line."""
+    given = {k: v for k, v in options.items() if v is not None and not _empty(v)}
+    return ", ".join(f"{k}={' '.join(repr(v).split())}" for k, v in given.items())
+
+
+def _empty(value: Any) -> bool:
+    return isinstance(value, list | tuple | dict) and not value
