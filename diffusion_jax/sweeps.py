@@ -169,7 +169,7 @@ def front(costs: Sequence[float], values: Sequence[float], *, high: bool) -> lis
 def _mark(rows: list[dict[str, Any]], score: str) -> None:
     chosen = [row for row in rows if row["score"] == score]
     found = front(
-        [row["evaluations"] for row in chosen],
+        [float(row["evaluations"]) for row in chosen],
         [row["value"] for row in chosen],
         high=score.startswith(BETTER_HIGH),
     )
@@ -228,7 +228,7 @@ def _plot(points: list[tuple[str, dict[str, Any]]]) -> np.ndarray | None:
         title=f"{score} against evaluations of the network",
         x_label="evaluations a sample",
         curves=curves,
-        x_log=costs.max() > 3.0 * costs.min(),
-        log=values.min() > 0.0 and values.max() > 5.0 * values.min(),
+        x_log=bool(costs.max() > 3.0 * costs.min()),
+        log=bool(values.min() > 0.0 and values.max() > 5.0 * values.min()),
     )
     return curve_plot([panel], size=(560, 360))
