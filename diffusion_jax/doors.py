@@ -202,6 +202,8 @@ def settings(flag: str, text: str) -> dict[str, Any] | None:
         name, given, value = part.partition("=")
         if not (given and name.strip().isidentifier()):
             raise ConfigError(f"--{flag}={text!r}: expected pairs, such as eta=0.5")
+        if name.strip() in result:
+            raise ConfigError(f"--{flag}={text!r}: {name.strip()} is given twice; leave one")
         try:
             result[name.strip()] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from absl import flags
 
 from diffusion_jax import doors, sample_flags
+from diffusion_jax.errors import ConfigError
 
 # For --help, which shows those of the started module alone.
 flags.adopt_module_key_flags(sample_flags)
@@ -63,10 +64,10 @@ def run() -> None:
 
 def _sweep() -> None:
     from diffusion_jax import sweeps
-    from diffusion_jax.evaluation import report
 
+    if BPD_OPTIONS.value:
+        raise ConfigError("--bpd_options: bits do not depend on the sampler; leave it in a sweep")
     axes = doors.settings("sweep", SWEEP.value) or {}
-    given = sample_flags.sample_arguments()
     rows = sweeps.sweep(
         sample_flags.WORKDIR.value,
         {name: doors.values(value) for name, value in axes.items()},
@@ -74,12 +75,13 @@ def _sweep() -> None:
         num=NUM.value,
         features=FEATURES.value,
         reference=REFERENCE.value,
+        loading=sample_flags.load_arguments(),
         note=doors.note,
-        **{name: value for name, value in given.items() if name not in axes},
+        **sample_flags.sample_arguments(),
     )
     for row in rows:
-        doors.note(f"{report.line(row)} with {row['evaluations']} evaluations, {row['options']}")
-    doors.note(f"best: {report.line(sweeps.best(rows))}, {sweeps.best(rows)['options']}")
+        doors.note(sweeps.line(row))
+    doors.note(f"best: {sweeps.line(sweeps.best(rows))}")
 
 
 if __name__ == "__main__":

@@ -83,9 +83,8 @@ def evaluate(
     pipeline = load(path, note=note, **loading)
     under = circumstances(path, loading, seed)
     sources = functools.partial(builders.source, config)
-    evaluation = Evaluation.build(
-        config, pipeline, names, features, reference, sources, note, split=split, bpd=bpd
-    )
+    parts = config, pipeline, names, features, reference, num, sources, note
+    evaluation = Evaluation.build(*parts, split=split, bpd=bpd)
     rows = evaluation.rows(
         pipeline, num, folder, under, options, lambda done: note(f"{done}/{num} samples")
     )
@@ -139,6 +138,7 @@ class Evaluation:
         names: list[str],
         features: str,
         reference: str,
+        num: int,
         sources: Sources,
         note: Callable[[str], None],
         *,
@@ -150,7 +150,7 @@ class Evaluation:
         judged = None
         check_kind(names, pipeline.spec)
         if pictures:
-            parts = config, pipeline, pictures, features, reference, sources, note
+            parts = config, pipeline, pictures, features, reference, num, sources, note
             judged = Judged.build(*parts)
         return cls(
             names=names,

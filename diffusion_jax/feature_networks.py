@@ -91,9 +91,9 @@ def _known_or_learned(
     classes = part.spec.num_classes
     pixels, labels = _in_memory(part)
     digest = hashlib.sha256(f"{self_trained.RECIPE} {classes} {pixels.shape}".encode())
-    digest.update(pixels)
+    digest.update(pixels.data)
     if labels is not None:
-        digest.update(labels)
+        digest.update(labels.data)
     path = folder / f"self-{digest.hexdigest()[:HASH_DIGITS]}.npz"
     flat = references.read_arrays(path)
     if flat is None:
@@ -113,7 +113,7 @@ def _in_memory(part: data.Source) -> tuple[np.ndarray, np.ndarray | None]:
     for some, classes in references.pictures(part):
         rows = slice(start, start + len(some))
         pixels[rows] = some
-        if labels is not None:
+        if labels is not None and classes is not None:
             labels[rows] = classes
         start += len(some)
     return pixels, labels

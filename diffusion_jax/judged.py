@@ -8,13 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from diffusion_jax import data, start
+from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation import metrics as image_metrics
 from diffusion_jax.evaluation import report
 from diffusion_jax.evaluation.collected import Collected
 from diffusion_jax.evaluation.features.extract import Extractor
+from diffusion_jax.evaluation.features.protocol import FeatureNetwork
 from diffusion_jax.evaluation.metrics import Reference
 from diffusion_jax.evaluation.nearest import Neighbours
 from diffusion_jax.examples import conditions_of
@@ -47,10 +50,12 @@ class Judged:
         names: list[str],
         features: str,
         reference: str,
+        num: int,
         sources: Sources,
         note: Callable[[str], None],
     ) -> Judged:
-        """Reads or makes the network and the reference; they are the same in every process.
+        """What judges `num` samples of a pipeline, which are not drawn yet; it is the same in every
+        process.
 
         Args:
             config: of the run.
@@ -58,19 +63,27 @@ class Judged:
             names: of the metrics.
             features: the feature network: self, or NAME:FILE.
             reference: train, validation, a folder or an .npz of statistics.
+            num: samples to come.
             sources: the data of the run by split.
             note: takes lines about what is going on.
 
         Raises:
-            ConfigError: a network or a reference that cannot be had.
+            ConfigError: a network or a reference that cannot be had, or what the metrics need and
+                would not get.
             DataError: the data cannot be read.
         """
         training = sources("train")
         cache = start.default_cache().parent / FOLDER
         network, remark = feature_network(features, config, training, cache, note)
         extractor = Extractor(network, pipeline.mesh)
+        asked = [name for name in names if name != "nearest"]
+        given = _dimensions(network, pipeline)
+        image_metrics.check(asked, given, num)
+        if "class_accuracy" in names and "label" not in pipeline.conditions:
+            raise ConfigError("class_accuracy: the samples are asked for no class")
         wanted = _wanted(names)
         found = reference_of(reference, config, sources, extractor, wanted, cache, note)
+        image_metrics.check(asked, given, num, found)
         return cls(
             names=names, extractor=extractor, reference=found, training=training, remark=remark
         )
@@ -103,7 +116,7 @@ class Judged:
         collected = Collected(num, _wanted(self.names), under.seed)
         near = Neighbours(num) if "nearest" in self.names else None
         done = 0
-        drawn = self._conditions(pipeline, num, under.seed, options)
+        drawn = drawn_conditions(pipeline, self.training, num, under.seed, options)
         for samples in pipeline.stream(num, seed=under.seed, **{**options, **drawn}):
             collected.add(samples.x, self.extractor, samples.label, samples.finite)
             if near is not None:
@@ -129,7 +142,7 @@ class Judged:
             **under.more,
             "samples": num,
             "sampling_and_features_share": sampled / seconds,
-            "options": _given(options),
+            "options": given_text(options),
             "conditions": "of training examples, drawn" if drawn else "",
         }
         own = self.about()
@@ -137,17 +150,28 @@ class Judged:
             found, dataclasses.replace(under, seconds=seconds, more=more, **how, **own)
         )
 
-    def _conditions(
-        self, pipeline: PixelPipeline, num: int, seed: int, options: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Labels, captions and numbers of training examples, where none are given: p(x) of the data
-        is that of the model under the conditions that the data have."""
-        if not all(_none(options.get(name)) for name in ("labels", "prompts", "scalars")):
-            return {}
-        count = len(self.training)
-        random = np.random.default_rng(seed)
-        rows = random.permutation(count) if num >= count else random.choice(count, num, False)
-        return conditions_of(pipeline.conditions, self.training, rows.astype(np.int64))
+
+def drawn_conditions(
+    pipeline: PixelPipeline,
+    training: data.Source,
+    num: int,
+    seed: int,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Labels, captions and numbers of training examples, where `options` give none: p(x) of the
+    data is that of the model under the conditions that the data have."""
+    if not all(_none(options.get(name)) for name in ("labels", "prompts", "scalars")):
+        return {}
+    count = len(training)
+    random = np.random.default_rng(seed)
+    rows = random.permutation(count) if num >= count else random.choice(count, num, False)
+    return conditions_of(pipeline.conditions, training, rows.astype(np.int64))
+
+
+def _dimensions(network: FeatureNetwork, pipeline: PixelPipeline) -> dict[str, int]:
+    shape = jax.ShapeDtypeStruct((1, *pipeline.spec.shape[:2], 3), np.uint8)
+    shapes = jax.eval_shape(network.apply, network.params, shape)
+    return {name: feature.shape[-1] for name, feature in shapes.items()}
 
 
 def _none(value: Any) -> bool:
@@ -159,6 +183,11 @@ def _wanted(names: list[str]) -> tuple[str, ...]:
     return ("features", "spatial") if "sfid" in names else ("features",)
 
 
-def _given(options: Mapping[str, Any]) -> str:
-    """The options that are not left at their defaults, as text."""
-    return ", ".join(f"{k}={v!r}" for k, v in options.items() if v is not None and v != [])
+def given_text(options: Mapping[str, Any]) -> str:
+    """The options that are not left at their defaults, as text; their values are in one line."""
+    given = {k: v for k, v in options.items() if v is not None and not _empty(v)}
+    return ", ".join(f"{k}={' '.join(repr(v).split())}" for k, v in given.items())
+
+
+def _empty(value: Any) -> bool:
+    return isinstance(value, list | tuple | dict) and not value

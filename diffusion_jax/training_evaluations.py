@@ -199,7 +199,7 @@ def create(
             print(text, flush=True)
 
     def build() -> Evaluation:
-        parts = config, sampler, names, given.features, given.reference, sources, note
+        parts = config, sampler, names, given.features, given.reference, given.num, sources, note
         with named("config.evaluation."):
             return Evaluation.build(*parts)
 

@@ -209,7 +209,7 @@ def test_grey_and_coloured_pictures():
         ({"metrics": ["fdd"]}, "metrics='fdd' is unknown .did you mean 'fd'"),
         ({"metrics": []}, "metrics=..: expected some of"),
         ({"metrics": ["fid"]}, "metrics=fid: FID is that of the Inception network, not of"),
-        ({"num": 10}, "10 samples: fd needs at least 20; give num=20"),
+        ({"num": 10}, "num=10: fd needs at least 20 samples"),
         ({"num": 0}, "num=0: expected at least 1"),
         ({"reference": "test"}, "reference='test' is unknown"),
         ({"reference": "none.npz"}, "reference='none.npz': No such file"),

@@ -16,6 +16,10 @@ KEPT = 10_000
 """Features that are kept at most, for the scores of pairs and neighbours."""
 
 
+class NothingFinite(ConfigError):
+    """No sample is a number."""
+
+
 @dataclasses.dataclass
 class Collected:
     """Of `expected` pictures, of which so many are known beforehand.
@@ -91,11 +95,11 @@ class Collected:
         return self._together(self._kept_index), self._together(self._kept)
 
     def _together(self, parts: list[np.ndarray]) -> np.ndarray:
-        if not self.count:
-            raise ConfigError(
+        if not self.count and self._seen:
+            raise NothingFinite(
                 f"none of {self._seen} samples is finite: expected numbers; the run diverged, or "
                 "the solver's options are unstable"
-                if self._seen
-                else "no pictures: expected at least one"
             )
+        if not self.count:
+            raise ConfigError("no pictures: expected at least one")
         return np.concatenate(parts)

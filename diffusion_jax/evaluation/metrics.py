@@ -67,8 +67,6 @@ def _frechet(samples: Collected, reference: Reference) -> list[tuple[str, Estima
 
 def _spatial(samples: Collected, reference: Reference) -> list[tuple[str, Estimate, str]]:
     _enough("sfid", samples.count, FEWEST)
-    if "spatial" not in reference.moments:
-        raise ConfigError(f"sfid: the statistics of {reference.name} have no spatial features")
     parts = samples.moments["spatial"].parts()
     found = frechet.frechet_estimate(parts, reference.moments["spatial"])
     return [("sFD", found, _few(samples, len(parts[0].mean)))]
@@ -137,6 +135,45 @@ NEEDED = {
 """Name -> samples that it needs at least."""
 BETTER_HIGH = ("precision", "recall", "density", "coverage", "IS", "class-accuracy")
 """Beginnings of the names of scores that are better when they are larger."""
+OF_CLASSES = ("inception_score", "class_accuracy")
+OF_FEATURES = ("kid", "cmmd", "precision_recall", "density_coverage")
+"""Need the features of the reference, not their moments alone."""
+
+
+def check(
+    names: Sequence[str], given: Mapping[str, int], num: int, reference: Reference | None = None
+) -> None:
+    """What `scores` would find only when all samples are drawn.
+
+    Args:
+        names: of the metrics.
+        given: features that the network has, and their dimensions.
+        num: samples to come.
+        reference: where it is known already.
+
+    Raises:
+        ConfigError: too few samples, or what network or reference do not give.
+    """
+    check_count(names, num)
+    for name in names:
+        if name == "sfid" and "spatial" not in given:
+            raise ConfigError(
+                f"sfid: 'spatial' are not among the features of the network: {', '.join(given)}"
+            )
+        if name in OF_CLASSES and "logits" not in given:
+            raise ConfigError(f"{name}: the feature network has no classes; choose another")
+        if reference is None:
+            continue
+        if name in OF_FEATURES:
+            _features(name, reference)
+        if name == "sfid" and "spatial" not in reference.moments:
+            raise ConfigError(f"sfid: the statistics of {reference.name} have no spatial features")
+    for name, moments in reference.moments.items() if reference is not None else ():
+        if name in given and moments.mean.size != given[name]:
+            raise ConfigError(
+                f"reference: {reference and reference.name} has {name} of {moments.mean.size} "
+                f"dimensions and the network of {given[name]}; expected those of one network"
+            )
 
 
 def scores(

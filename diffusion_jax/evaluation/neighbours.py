@@ -120,8 +120,10 @@ class NearestStream:
             row, column, squares = block.nearest(count, known[:, 1])
             before = np.repeat(np.arange(len(known)), 2), places.ravel(), known.ravel()
             after = row, column + self._seen, squares
-            pairs = map(np.concatenate, zip(before, after, strict=True))
-            found = distances.smallest(*pairs, len(known), 2)
+            rows, where, all_squares = (
+                np.concatenate(both) for both in zip(before, after, strict=True)
+            )
+            found = distances.smallest(rows, where, all_squares, len(known), 2)
             self._squares[block.rows], self._index[block.rows] = found
         self._seen += len(new.values)
 

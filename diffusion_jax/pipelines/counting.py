@@ -37,7 +37,10 @@ def network_evaluations(pipeline: PixelPipeline, **options: Any) -> int:
 
     weak = pipeline.weak and dataclasses.replace(pipeline.weak, denoiser=counted)
     perturbed = pipeline.perturbed and counted
-    stand_in = dataclasses.replace(pipeline, denoiser=counted, weak=weak, perturbed=perturbed)
+    # A learned schedule changes no count, and its parameters may be spread over processes.
+    stand_in = dataclasses.replace(
+        pipeline, denoiser=counted, weak=weak, perturbed=perturbed, process_of=None
+    )
     jax.block_until_ready(jax.jit(lambda: stand_in.solve_one(Program(chosen)))())
     jax.effects_barrier()
     return len(calls)

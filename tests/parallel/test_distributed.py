@@ -11,6 +11,7 @@ import pytest
 
 PRELUDE = """
 import os, signal, time
+from diffusion_jax import errors
 from diffusion_jax.parallel import arrays, distributed, mesh
 """
 
@@ -171,6 +172,18 @@ values = [{"a": None}, {"b": ["long" * 50, 2**40, "\\u00e9"]}]
 assert distributed.gather_json(values[me]) == values
 times = multihost_utils.process_allgather(np.int32(distributed.main_first(make)))
 assert times[0] <= times[1], times
+# What process 0 computed, bit for bit, though no device has 64 bits; the other is not asked.
+found = distributed.by_main(lambda: {"a": np.arange(3) / 3, "b": np.zeros((0, 2), np.uint8)})
+assert (found["a"] == np.arange(3) / 3).all() and found["b"].shape == (0, 2)
+assert distributed.by_main(lambda: {"me": np.asarray(me)})["me"] == 0
+def fails():
+    raise errors.DataError("cannot be read")
+try:
+    distributed.by_main(fails)
+except errors.DataError as error:
+    assert str(error) == "process 0 of the run: " * me + "cannot be read"
+else:
+    raise AssertionError("the error is lost")
 batch = arrays.global_batch({"x": rows.astype(np.float32), "id": rows}, both)
 assert batch["x"].shape == (16,)
 np.testing.assert_array_equal(arrays.gather(batch)["x"], np.arange(16))
