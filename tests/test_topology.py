@@ -14,9 +14,13 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import workdir
+import diffusion_jax
+from diffusion_jax import builders, workdir
+from diffusion_jax import config as configs
 from diffusion_jax.api import Run
 from diffusion_jax.config import differences
+from diffusion_jax.evaluation.features import self_trained
+from diffusion_jax.feature_networks import feature_network
 
 STEPS, BATCH = 8, 16
 OPTIONS = (
@@ -189,6 +193,71 @@ def test_two_processes_find_the_bits_of_one(start_door, eight):
     assert [row[2] for row in found[0]] == [row[2] for row in found[1]]
     values = [[[float(number) for number in row[:2]] for row in rows] for rows in found]
     np.testing.assert_allclose(*values, rtol=1e-5, atol=2e-4)
+
+
+def pictures():
+    config = configs.base()
+    config.data.name, config.network.name = "digits", "dit"
+    config.network.dit.update(patch=4, dim=16, depth=1, heads=2)
+    config.optimizer.warmup_steps = 0
+    config.steps, config.batch_size = 2, 16
+    config.logging.tensorboard = False
+    config.validation.examples = 0
+    config.sampling.update(solver="ddim", steps=2, num=8, batch_size=8)
+    # Small enough for the parameters of the little network to be sharded.
+    config.mesh.update(data=2, fsdp=4, fsdp_min_size=16)
+    return config
+
+
+@pytest.mark.slow
+def test_two_processes_judge_pictures_as_one(
+    start_door, quick_programs, monkeypatch, tmp_path_factory
+):
+    """Each with a disk of its own, and a number of samples that fills neither batch nor devices."""
+    root = tmp_path_factory.mktemp("judged")
+    diffusion_jax.train(pictures(), root / "pair")
+    shutil.copytree(root / "pair", root / "one")
+    kept = [root / f"home{number}" / "diffusion_jax" / "evaluation" for number in range(3)]
+    monkeypatch.setattr(self_trained, "STEPS", 20)
+    source = builders.source(pictures(), "train")
+    for folder in (kept[0], kept[2]):
+        feature_network("self", pictures(), source, folder, lambda text: None)
+    flags = ["--metrics=fd,kid,nearest", "--num=37", "--batch_size=16", "--seed=3"]
+    address = free_address()
+    doors = [
+        start_door(
+            "evaluate",
+            f"--workdir={root}/pair",
+            *flags,
+            **pair_environment(p, address),
+            XDG_CACHE_HOME=root / f"home{p}",
+        )
+        for p in range(2)
+    ]
+    alone = {"DIFFUSION_JAX_CPU_DEVICES": 8, "XDG_CACHE_HOME": root / "home2"}
+    doors.append(start_door("evaluate", f"--workdir={root}/one", *flags, **alone))
+    results = [door.wait(240) for door in doors]
+    assert [code for code, _, _ in results] == [0, 0, 0], results
+    # Only process 0 shows and writes: the other took the weights and the reference from it.
+    assert re.sub(GLOO, "", results[1][1]) == ""
+    assert results[1][2] == ""
+    assert not kept[1].exists()
+    names = sorted(path.name for path in kept[2].iterdir())
+    assert sorted(path.name for path in kept[0].iterdir()) == names
+    assert len(names) == 2
+    found = [
+        [json.loads(line) for line in (root / name / "eval.jsonl").read_text().splitlines()]
+        for name in ("pair", "one")
+    ]
+    scores = ["FD-self", "KID-self", "memorisation-self"]
+    assert [[row["score"] for row in rows] for rows in found] == [scores] * 2
+    assert (root / "pair" / "evaluation" / "nearest_00000002.png").exists()
+    for pair, one in zip(*found, strict=True):
+        assert pair["n"] == one["n"] == 37
+        for name in ("value", "standard_error"):
+            np.testing.assert_allclose(pair[name], one[name], rtol=1e-3, atol=1e-6)
+        for name in ("weights_hash", "reference_hash", "evaluations", "features"):
+            assert pair[name] == one[name]
 
 
 @pytest.mark.slow

@@ -271,8 +271,8 @@ class PixelPipeline:
 
     def solve_one(self, static: Program) -> Array:
         """Runs the sampler for one sample of the first condition, for what its parts tell."""
-        given = self._conditions.rows(1, (None, None, None), shapes_only=True)
-        branches = {"given": given, "negative": None, "also": []}
+        one = self._conditions.rows(1, (None, None, None), shapes_only=True)
+        branches = {"given": jax.tree.map(jnp.asarray, one), "negative": None, "also": []}
         numbers = {"guidance": jnp.float32(static.options.guidance), "also": jnp.zeros(0)}
         index = jnp.zeros(1, jnp.uint32)
         return self._run(static, False, self._trees, jnp.uint32(0), index, branches, numbers)

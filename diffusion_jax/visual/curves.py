@@ -165,11 +165,8 @@ def _axes(panel: Panel) -> tuple[_Axis, _Axis]:
     x_axis = _x_axis(panel, x[np.isfinite(x) & ((x > 0.0) | (not panel.x_log))])
     if panel.log:
         bottom, top = math.log10(y.min()), math.log10(y.max())
-        # Whole decades where there are some, so that ticks are seen at the ends.
-        if 1.0 < top - bottom < 3.0:
-            bottom, top = math.floor(bottom + 1e-9), math.ceil(top - 1e-9)
         bottom, top = _apart(bottom, top)
-        room = 0.04 * (top - bottom) if top - bottom <= 1.0 else 0.0
+        room = 0.04 * (top - bottom) if top - bottom < 3.0 else 0.0
         return x_axis, _Axis(bottom - room, top + room, log=True)
     bottom, top = float(y.min()), float(y.max())
     if panel.bars or 0.0 <= bottom < 0.5 * top:

@@ -61,13 +61,18 @@ COUNTS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick(quick_programs):
+    pass
+
+
 @pytest.mark.parametrize("solver", COUNTS)
 def test_solvers_cost_what_their_definition_says(solver):
     assert network_evaluations(pipeline(), solver=solver, steps=5) == COUNTS[solver]
 
 
 def test_more_steps_cost_as_much_more():
-    for steps in (1, 2, 9):
+    for steps in (1, 9):
         assert network_evaluations(pipeline(), solver="heun", steps=steps) == 2 * steps - 1
 
 
@@ -83,18 +88,15 @@ def test_more_steps_cost_as_much_more():
     ],
 )
 def test_every_branch_of_guidance_counts(options, branches):
-    found = network_evaluations(pipeline(), solver="ddim", steps=4, **options)
-    assert found == 4 * branches
-    assert network_evaluations(pipeline(), solver="heun", steps=4, **options) == 7 * branches
+    found = network_evaluations(pipeline(), solver="heun", steps=4, **options)
+    assert found == 7 * branches
 
 
 def test_steps_outside_the_interval_are_not_guided():
     """Of the times 1, 0.75, 0.5, 0.25 those from 0.4 to 0.8 are."""
     interval = {"guidance": 2.0, "guidance_interval": (0.4, 0.8)}
-    inside = (np.asarray(time_grids.uniform(4))[:-1] >= 0.4) & (
-        np.asarray(time_grids.uniform(4))[:-1] <= 0.8
-    )
-    assert inside.sum() == 2
+    times = np.asarray(time_grids.uniform(4))[:-1]
+    assert ((times >= 0.4) & (times <= 0.8)).sum() == 2
     assert network_evaluations(pipeline(), solver="ddim", steps=4, **interval) == 4 + 2
 
 

@@ -79,6 +79,50 @@ def test_ticks_are_round_and_at_their_values():
     assert logarithmic.place(np.array([1e-4, 1e-1, 1e2])) == pytest.approx([0.0, 0.5, 1.0])
 
 
+def test_a_logarithmic_axis_of_few_decades_has_ticks_between_them():
+    few = _Axis(np.log10(3.0), np.log10(60.0), log=True)
+    assert [text for _, text in few.ticks()] == ["5", "10", "20", "50"]
+    places = few.place(np.array([5.0, 10.0, 20.0, 50.0]))
+    assert [place for place, _ in few.ticks()] == pytest.approx(places)
+    narrow = _Axis(np.log10(3.1), np.log10(3.9), log=True)
+    assert [text for _, text in narrow.ticks()] == ["3.2", "3.4", "3.6", "3.8"]
+
+
+def test_points_are_marked_and_error_bars_reach_as_far_as_they_are():
+    curve = Curve(x=np.array([1.0, 10.0]), y=np.array([1.0, 2.0]), errors=np.array([0.5, 0.0]))
+    area = area_of(Panel(title="", x_label="", curves=(curve,), x_log=True))
+    found = np.abs(area - np.array(_COLOURS[0])).max(axis=2) < 60
+    # 0.04 of the width on both sides; from 0 to 2 and 4% on the vertical axis.
+    columns = [round(WIDTH * (0.04 + 1.0 * k) / 1.08) for k in (0, 1)]
+    high, low = (HEIGHT * (1.0 - value / 2.08) for value in (1.5, 0.5))
+    rows = np.flatnonzero(found[:, columns[0] - 1 : columns[0] + 1].any(axis=1))
+    assert rows.min() == pytest.approx(high, abs=2.0)
+    assert rows.max() == pytest.approx(low, abs=2.0)
+    # The mark of the second point is wider than the line, and has no bar.
+    rows = np.flatnonzero(found[:, columns[1]])
+    assert 5 <= len(rows) <= 9
+    # An error bar that reaches below 0 goes to the edge of a logarithmic axis.
+    deep = Curve(x=curve.x, y=np.array([1.0, 20.0]), errors=np.array([3.0, 0.1]))
+    area = area_of(Panel(title="", x_label="", curves=(deep,), log=True, x_log=True))
+    found = np.abs(area - np.array(_COLOURS[0])).max(axis=2) < 60
+    assert found[-1, columns[0] - 1 : columns[0] + 1].any()
+
+
+def test_a_legend_too_wide_for_one_line_has_more():
+    x = np.arange(3.0)
+    curves = [Curve(x=x, y=x + k, label=f"a label of some length {k}") for k in range(6)]
+    one = curve_plot([Panel(title="t", x_label="", curves=curves[:1])], size=(WIDTH, HEIGHT))
+    all_ = curve_plot([Panel(title="t", x_label="", curves=curves)], size=(WIDTH, HEIGHT))
+    assert all_.shape[0] > one.shape[0] + 4 * 10
+    assert all_.shape[1] == one.shape[1]
+    for colour in _COLOURS[:6]:
+        found = (all_[: len(all_) - HEIGHT - _BOTTOM] == np.array(colour)).all(axis=2)
+        assert found.any()
+    # Panels beside each other end at one height.
+    panels = [Panel(title="t", x_label="", curves=c) for c in (curves, curves[:1])]
+    assert len(curve_plot(panels, size=(WIDTH, HEIGHT))) == len(all_)
+
+
 def test_panels_stand_side_by_side_with_their_words():
     panel = Panel(title="a title", x_label="t", curves=(Curve(x=np.arange(3.0), y=np.ones(3)),))
     one, two = curve_plot([panel]), curve_plot([panel, panel])
