@@ -22,12 +22,7 @@ from jaxtyping import Array, Float
 from diffusion_jax.evaluation.features import convolutions as layers
 from diffusion_jax.evaluation.features.bilinear import antialiased
 from diffusion_jax.evaluation.features.protocol import FeatureNetwork, params_hash
-from diffusion_jax.evaluation.features.published import (
-    Shape,
-    channels_last,
-    check_tensors,
-    to_tree,
-)
+from diffusion_jax.evaluation.features.weight_tensors import COUNTERS, Shape, Tensors
 
 NAME = "efficientnet_lite0"
 SCORE = "FD-EffNetLite0"
@@ -79,8 +74,9 @@ def build(tensors: Mapping[str, np.ndarray], path: str) -> FeatureNetwork:
     Raises:
         ConfigError: names, shapes or values do not fit.
     """
-    checked = check_tensors(tensors, shapes(), network=NAME, path=path)
-    params = to_tree(checked, channels_last)
+    held, expected = Tensors(tensors, path, NAME), shapes()
+    held.check(expected, ignored=COUNTERS)
+    params = held.tree(expected)
     return FeatureNetwork(
         name=NAME,
         score=SCORE,
