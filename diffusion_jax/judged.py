@@ -10,13 +10,13 @@ from typing import Any
 
 from diffusion_jax import builders, data, start
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.evaluation import caption_score, references, report
 from diffusion_jax.evaluation import metrics as image_metrics
-from diffusion_jax.evaluation import references, report
 from diffusion_jax.evaluation.collected import Collected
 from diffusion_jax.evaluation.features.extract import Extractor
 from diffusion_jax.evaluation.metrics import Reference
 from diffusion_jax.evaluation.nearest import Neighbours
-from diffusion_jax.feature_networks import feature_network
+from diffusion_jax.feature_networks import caption_extractor, feature_network
 from diffusion_jax.pipelines.counting import network_evaluations
 from diffusion_jax.pipelines.options import SamplingOptions
 from diffusion_jax.pipelines.pixel import PixelPipeline
@@ -36,6 +36,7 @@ class Judged:
     reference: Reference
     training: data.Source
     remark: str
+    captions: caption_score.CaptionExtractor | None = None
 
     @classmethod
     def build(
@@ -52,6 +53,8 @@ class Judged:
                 f"metrics={','.join(names)}: the data are {pipeline.spec.kind}, no pictures; "
                 "expected bpd"
             )
+        scored = caption_score.METRIC in names
+        captions = caption_extractor(features, pipeline.mesh) if scored else None
         training = builders.source(config, "train")
         cache = start.default_cache().parent / FOLDER
         network, remark = feature_network(features, config, training, cache, note)
@@ -65,7 +68,12 @@ class Judged:
         else:
             found = references.of_file(reference)
         return cls(
-            names=names, extractor=extractor, reference=found, training=training, remark=remark
+            names=names,
+            extractor=extractor,
+            reference=found,
+            training=training,
+            remark=remark,
+            captions=captions,
         )
 
     def about(self) -> dict[str, Any]:
@@ -93,11 +101,14 @@ class Judged:
         """Samples, and a row for each of their scores."""
         began = time.perf_counter()
         wanted = ("features", "spatial") if "sfid" in self.names else ("features",)
-        collected = Collected(num, wanted, under.seed)
+        captions = self.captions and caption_score.CaptionStream(self.captions)
+        if captions is not None:
+            caption_score.check_prompts(options.get("prompts"))
+        collected = Collected(num, wanted, under.seed, captions)
         near = Neighbours(num) if "nearest" in self.names else None
         done = 0
         for samples in pipeline.stream(num, seed=under.seed, **options):
-            collected.add(samples.x, self.extractor, samples.label, samples.finite)
+            collected.add(samples.x, self.extractor, samples.label, samples.finite, samples.text)
             if near is not None:
                 near.see(samples.x, samples.finite)
             done += len(samples)

@@ -25,7 +25,7 @@ from diffusion_jax.visual.pixels import replace_file, save_png
 
 AXES = ("solver", "steps", "guidance", "guidance_by", "ema", "ema_length")
 LOADING = ("ema", "ema_length")
-BETTER_HIGH = ("precision", "recall", "density", "coverage", "IS", "class-accuracy")
+BETTER_HIGH = ("precision", "recall", "density", "coverage", "IS", "class-accuracy", "CLIP-score")
 """Beginnings of the names of scores that are better when they are larger."""
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_jax.diffusion.likelihood import Estimate
 from diffusion_jax.errors import ConfigError, unknown_name
-from diffusion_jax.evaluation import frechet, kernel_distance, neighbours
+from diffusion_jax.evaluation import caption_score, frechet, kernel_distance, neighbours
 from diffusion_jax.evaluation.collected import Collected
 from diffusion_jax.evaluation.features.protocol import FeatureNetwork
 from diffusion_jax.evaluation.moments import GROUPS, Moments
@@ -19,6 +19,10 @@ FEWEST = 2 * GROUPS
 """Samples of a Frechet distance, at least; each part of its error bar needs two."""
 ENOUGH = 10_000
 """Samples below which a Frechet distance is called one of few samples."""
+CAPTION_SCORE = "CLIP-score"
+"""What the score of captions is called: no other network has it."""
+CMMD_NETWORK = "clip_vit_l14_336"
+"""Of the published values of CMMD."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +114,12 @@ def _accuracy(samples: Collected, reference: Reference) -> list[tuple[str, Estim
     return [("class-accuracy", _classes("class_accuracy", samples).accuracy(), "")]
 
 
+def _captions(samples: Collected, reference: Reference) -> list[tuple[str, Estimate, str]]:
+    if samples.captions is None:
+        raise ConfigError("clip_score: nothing was compared with captions; choose another")
+    return [(CAPTION_SCORE, samples.captions.estimate(), samples.captions.remark)]
+
+
 METRICS: dict[str, Callable[[Collected, Reference], list[tuple[str, Estimate, str]]]] = {
     "fd": _frechet,
     "sfid": _spatial,
@@ -120,6 +130,7 @@ METRICS: dict[str, Callable[[Collected, Reference], list[tuple[str, Estimate, st
     "precision_recall": _precision,
     "density_coverage": _density,
     "class_accuracy": _accuracy,
+    caption_score.METRIC: _captions,
 }
 """Name -> the scores that it makes. `fid` is `fd` over the Inception network."""
 
@@ -137,19 +148,30 @@ def scores(
         if name not in METRICS:
             raise ConfigError(unknown_name("metrics", name, METRICS))
         for own, found, remark in METRICS[name](samples, reference):
+            remarks = [remark, _of_network(name, network)]
             if samples.not_finite:
-                remark = f"{remark}; {samples.not_finite} samples not finite, left out"
+                remarks.append(f"{samples.not_finite} samples not finite, left out")
             full = full_name(own, network.score)
-            result.append(Score(name=full, estimate=found, remark=remark.strip("; ")))
+            result.append(Score(name=full, estimate=found, remark="; ".join(filter(None, remarks))))
     return result
 
 
 def full_name(own: str, score: str) -> str:
     """A score's name with the network's: nothing is called FID unless it is."""
+    if own == CAPTION_SCORE:
+        return own
     if score == "FID":
         return own.replace("FD", "FID")
     suffix = score.removeprefix("FD-")
     return f"{own}-{suffix}"
+
+
+def _of_network(name: str, network: FeatureNetwork) -> str:
+    if name != "cmmd" or network.name == CMMD_NETWORK:
+        return ""
+    if network.score != "FD-CLIP":
+        return "not of CLIP, whose embeddings CMMD is defined by"
+    return f"published values are of {CMMD_NETWORK}"
 
 
 def _enough(name: str, count: int, needed: int) -> None:
