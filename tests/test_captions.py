@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from toys import captioned
 
 import diffusion_jax
 from diffusion_jax import api
@@ -12,13 +11,8 @@ from diffusion_jax import api
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    return captioned(tmp_path_factory.mktemp("captions"))
-
-
-def test_previews_take_captions_that_are_held_out(saved):
-    _, run = saved
+def test_previews_take_captions_that_are_held_out(captioned_run):
+    _, run = captioned_run
     shown = run._held_out_conditions()["prompts"]
     held_out = {f"grey {n}"[:8] for n in range(40)}
     assert len(shown) == min(8, len(run.validation_data))
@@ -27,15 +21,15 @@ def test_previews_take_captions_that_are_held_out(saved):
     assert not set(shown) & set(api.data.decode_text(rows))
 
 
-def test_a_folder_of_captions_samples_by_prompt(saved):
-    pipeline = diffusion_jax.load(saved[0])
+def test_a_folder_of_captions_samples_by_prompt(captioned_run):
+    pipeline = diffusion_jax.load(captioned_run[0])
     samples = pipeline.sample(3, prompts=["grey 1", "grey 2"], guidance=2.0)
     assert samples.x.shape == (3, 8, 8, 3)
     assert samples.text.tolist() == ["grey 1", "grey 2", "grey 1"]
 
 
-def test_the_sampling_door_takes_prompts(start_door, saved, tmp_path):
-    folder = f"--workdir={saved[0]}"
+def test_the_sampling_door_takes_prompts(start_door, captioned_run, tmp_path):
+    folder = f"--workdir={captioned_run[0]}"
     flags = ["--num=3", "--prompt=grey 1", "--prompt=grün", f"--out={tmp_path}/out"]
     door = start_door("sample", folder, *flags)
     wrong = start_door("sample", folder, "--labels=1", f"--out={tmp_path}/wrong")
