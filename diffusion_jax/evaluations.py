@@ -48,12 +48,10 @@ def evaluate(
     Args:
         path: the workdir.
         metrics: fid, fd, sfid, fd_infinity, kid, cmmd, inception_score, precision_recall,
-            density_coverage, class_accuracy, clip_score (how well pictures fit their prompts),
-            nearest (copies of training examples), bpd; None takes fd, kid and precision_recall of
-            pictures, bpd of other data.
+            density_coverage, class_accuracy, clip_score (of prompts), nearest (copies of training
+            examples), bpd; None takes fd, kid, precision_recall of pictures, bpd of other data.
         num: samples; for bpd examples.
-        features: the feature network: self, or NAME:FILE with the file of its weights; for
-            clip_score clip:FILE:TOKENIZER, where its tokeniser is not beside it.
+        features: self, or NAME:FILE with the file of its weights; see `feature_network`.
         reference: train or validation, or an .npz of statistics.
         split: data of bpd: validation or train.
         loading: arguments of `load`: ema, ema_length, weak, ...
