@@ -130,16 +130,13 @@ def _network(params: Any, x: Float[Array, "b 224 224 3"]) -> dict[str, Float[Arr
 
 def _run_block(params: Any, block: Block, x: Array) -> Array:
     hidden = _step(params, "_expand_conv", "_bn0", x) if block.expansion != 1 else x
-    hidden = _step(
-        params, "_depthwise_conv", "_bn1", hidden, stride=block.stride, groups=block.width
-    )
+    hidden = layers.depthwise(hidden, params["_depthwise_conv"]["weight"], stride=block.stride)
+    hidden = jax.nn.relu6(layers.normalise(hidden, params["_bn1"]))
     narrow = layers.convolve(hidden, params["_project_conv"]["weight"])
     narrow = layers.normalise(narrow, params["_bn2"])
     return x + narrow if block.residual else narrow
 
 
-def _step(
-    params: Any, conv: str, norm: str, x: Array, *, stride: int = 1, groups: int = 1
-) -> Array:
-    x = layers.convolve(x, params[conv]["weight"], stride=stride, groups=groups)
+def _step(params: Any, conv: str, norm: str, x: Array, *, stride: int = 1) -> Array:
+    x = layers.convolve(x, params[conv]["weight"], stride=stride)
     return jax.nn.relu6(layers.normalise(x, params[norm]))
