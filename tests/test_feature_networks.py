@@ -8,10 +8,10 @@ import json
 import shutil
 
 import feature_recipe
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import recorded
+from quick import jit
 from safetensors.numpy import save_file
 from toys import one_device
 
@@ -149,8 +149,8 @@ def expected(run, both_towers):
         pieces = [number[p] for p in ["g", "r", "e", "y</w>"]]
         pieces += [number[f"{digit}</w>"] for digit in prompt.split()[1:]]
         rows.append([97, *pieces, *[98] * (11 - len(pieces))])
-    captions = texts.apply(texts.params, np.array(rows))["features"]
-    shown = pictures.apply(pictures.params, jnp.asarray(samples.x))["features"]
+    captions = jit(texts.apply)(texts.params, np.array(rows))["features"]
+    shown = jit(pictures.apply)(pictures.params, samples.x)["features"]
     captions, shown = np.asarray(captions)[np.arange(20) % 3], np.asarray(shown)
     lengths = np.linalg.norm(captions, axis=1) * np.linalg.norm(shown, axis=1)
     return 100 * np.maximum((captions * shown).sum(1) / lengths, 0)
