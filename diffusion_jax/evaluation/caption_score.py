@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -29,7 +30,7 @@ _KNOWN = 10_000
 """Captions whose features are kept: those of samples come again and again."""
 
 
-def check_prompts(prompts: str | Sequence[str] | None) -> None:
+def check_prompts(prompts: Any) -> None:
     """Whether samples of such prompts have captions, before any is drawn.
 
     Raises:
