@@ -18,8 +18,8 @@ METRICS = flags.DEFINE_list(
     "metrics",
     None,
     "fid, fd, sfid, fd_infinity, kid, cmmd, inception_score, precision_recall, density_coverage, "
-    "class_accuracy, nearest, bpd, loss; by default fd, kid and precision_recall, or bpd where "
-    "the data are no pictures.",
+    "class_accuracy, clip_score, nearest, bpd, loss; by default fd, kid and precision_recall, or "
+    "bpd where the data are no pictures.",
 )
 FEATURES = flags.DEFINE_string(
     "features", "self", "The feature network: self (learns from the data), or NAME:FILE of weights."

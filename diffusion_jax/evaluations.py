@@ -55,10 +55,11 @@ def evaluate(
 
     Args:
         path: the workdir.
-        metrics: of `KNOWN`; nearest finds copies of training examples, loss goes by noise level.
-            None takes fd, kid and precision_recall of pictures, bpd of other data.
+        metrics: of `KNOWN`; nearest finds copies of training examples, clip_score judges prompts,
+            loss goes by noise level. None takes fd, kid and precision_recall of pictures, bpd of
+            other data.
         num: samples; for bpd and loss examples.
-        features: the feature network: self, or NAME:FILE with the file of its weights.
+        features: self, or NAME:FILE with the file of its weights; see `feature_network`.
         reference: train or validation, a folder of pictures, or an .npz of statistics.
         split: data of bpd and loss: validation or train.
         loading: arguments of `load`: ema, ema_length, checkpoint, weak, ...

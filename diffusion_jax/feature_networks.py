@@ -9,12 +9,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from diffusion_jax import builders, data
 from diffusion_jax.errors import ConfigError, named, unknown_name
 from diffusion_jax.evaluation import references
+from diffusion_jax.evaluation.caption_score import METRIC as CAPTION_SCORE
+from diffusion_jax.evaluation.caption_score import CaptionExtractor
 from diffusion_jax.evaluation.features import (
     clip,
+    clip_tokens,
     dinov2,
     efficientnet_lite0,
     inception,
@@ -46,7 +50,8 @@ def feature_network(
     """The network called NAME or NAME:FILE, and a remark about it.
 
     Args:
-        asked: "self", or a name and the file of its weights.
+        asked: "self", or a name and the file of its weights; of CLIP also, where it is not beside
+            that, its tokeniser (clip:FILE:TOKENIZER).
         config: of the run, for the held-out data that a network of its own is judged by.
         training: what such a network learns from.
         folder: where it is kept.
@@ -66,8 +71,41 @@ def feature_network(
         return _own(config, training, folder, note)
     if not path:
         raise ConfigError(f"features={asked!r}: expected {name}:FILE, the file of its weights")
+    path = _clip_files(path)[0] if name == "clip" else path
     with named("features="):
         return OF_FILES[name](read_tensors(path), path), ""
+
+
+def caption_extractor(asked: str, mesh: Mesh) -> CaptionExtractor:
+    """The text tower of the file of `feature_network(asked, ...)`.
+
+    Its tokeniser is `tokenizer.json`, or `vocab.json` and `merges.txt`: beside the file, or where
+    clip:FILE:TOKENIZER says (a file or a folder).
+
+    Args:
+        asked: clip:FILE or clip:FILE:TOKENIZER.
+        mesh: over which a batch of captions is split.
+
+    Raises:
+        ConfigError: another network, a file without a text tower, or no tokeniser that fits it.
+    """
+    name, _, files = asked.partition(":")
+    if name != "clip" or not files:
+        raise ConfigError(
+            f"metrics={CAPTION_SCORE}: features={asked!r} has no text tower; expected clip:FILE"
+        )
+    path, tokenizer = _clip_files(files)
+    with named(f"metrics={CAPTION_SCORE}, features=clip:FILE: "):
+        network = clip.build_text(read_tensors(path), path)
+    with named(f"metrics={CAPTION_SCORE}, features=clip:FILE:TOKENIZER: "):
+        found = clip_tokens.load(tokenizer, length=network.length, vocabulary=network.vocabulary)
+    return CaptionExtractor(network, found, mesh)
+
+
+def _clip_files(files: str) -> tuple[str, Path]:
+    """The file of weights, and where the tokeniser is."""
+    path, _, tokenizer = files.partition(":")
+    return path, Path(tokenizer) if tokenizer else Path(path).parent
 
 
 def _own(

@@ -13,15 +13,15 @@ import numpy as np
 
 from diffusion_jax import data, start
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.evaluation import caption_score, report
 from diffusion_jax.evaluation import metrics as image_metrics
-from diffusion_jax.evaluation import report
 from diffusion_jax.evaluation.collected import Collected
 from diffusion_jax.evaluation.features.extract import Extractor
 from diffusion_jax.evaluation.features.protocol import FeatureNetwork
 from diffusion_jax.evaluation.metrics import Reference
 from diffusion_jax.evaluation.nearest import Neighbours
 from diffusion_jax.examples import conditions_of
-from diffusion_jax.feature_networks import feature_network
+from diffusion_jax.feature_networks import caption_extractor, feature_network
 from diffusion_jax.pipelines.counting import network_evaluations
 from diffusion_jax.pipelines.options import SamplingOptions
 from diffusion_jax.pipelines.pixel import PixelPipeline
@@ -41,6 +41,7 @@ class Judged:
     reference: Reference
     training: data.Source
     remark: str
+    captions: caption_score.CaptionExtractor | None = None
 
     @classmethod
     def build(
@@ -72,6 +73,8 @@ class Judged:
                 would not get.
             DataError: the data cannot be read.
         """
+        scored = caption_score.METRIC in names
+        captions = caption_extractor(features, pipeline.mesh) if scored else None
         training = sources("train")
         cache = start.default_cache().parent / FOLDER
         network, remark = feature_network(features, config, training, cache, note)
@@ -85,7 +88,12 @@ class Judged:
         found = reference_of(reference, config, sources, extractor, wanted, cache, note)
         image_metrics.check(asked, given, num, found)
         return cls(
-            names=names, extractor=extractor, reference=found, training=training, remark=remark
+            names=names,
+            extractor=extractor,
+            reference=found,
+            training=training,
+            remark=remark,
+            captions=captions,
         )
 
     def about(self) -> dict[str, Any]:
@@ -113,12 +121,16 @@ class Judged:
         """Samples, and a row for each of their scores; `watch` is told how many are done after
         each batch, and may raise."""
         began = time.perf_counter()
-        collected = Collected(num, _wanted(self.names), under.seed)
+        captions = self.captions and caption_score.CaptionStream(self.captions)
+        collected = Collected(num, _wanted(self.names), under.seed, captions)
         near = Neighbours(num) if "nearest" in self.names else None
         done = 0
         drawn = drawn_conditions(pipeline, self.training, num, under.seed, options)
-        for samples in pipeline.stream(num, seed=under.seed, **{**options, **drawn}):
-            collected.add(samples.x, self.extractor, samples.label, samples.finite)
+        asked = {**options, **drawn}
+        if captions is not None:
+            caption_score.check_prompts(asked.get("prompts"))
+        for samples in pipeline.stream(num, seed=under.seed, **asked):
+            collected.add(samples.x, self.extractor, samples.label, samples.finite, samples.text)
             if near is not None:
                 near.see(samples.x, samples.finite)
             done += len(samples)

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -166,6 +167,15 @@ def moons_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with compiled_quickly():
         diffusion_jax.train(toys.moons(), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def captioned_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """(workdir, run) of `toys.captioned`, for all: copy the workdir before a change."""
+    import toys
+
+    with compiled_quickly():
+        return toys.captioned(tmp_path_factory.mktemp("captions"))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.evaluation.caption_score import CaptionStream
 from diffusion_jax.evaluation.class_scores import SPLITS, ClassStream
 from diffusion_jax.evaluation.moments import MomentStream
 
@@ -29,6 +30,7 @@ class Collected:
         names: of the features whose moments are wanted: features, spatial.
         seed: draws which of them are kept, where not all are.
         moments: by name.
+        captions: takes the features of the pictures' captions, where those are wanted.
         classes: of the logits, where there are some.
         count: pictures so far.
         not_finite: samples that were left out, being no numbers.
@@ -37,6 +39,7 @@ class Collected:
     expected: int
     names: tuple[str, ...] = ("features",)
     seed: int = 0
+    captions: CaptionStream | None = None
     moments: dict[str, MomentStream] = dataclasses.field(default_factory=dict)
     classes: ClassStream | None = None
     count: int = 0
@@ -60,6 +63,7 @@ class Collected:
         features_of: Callable[[Any], Mapping[str, np.ndarray]],
         labels: np.ndarray | None = None,
         finite: np.ndarray | None = None,
+        texts: np.ndarray | None = None,
     ) -> None:
         """Takes the next pictures; those that are not `finite` are counted and left out."""
         index = np.arange(self._seen, self._seen + len(pixels))
@@ -67,15 +71,15 @@ class Collected:
         if finite is not None and not finite.all():
             self.not_finite += int((~finite).sum())
             pixels, index = pixels[finite], index[finite]
-            labels = None if labels is None else labels[finite]
+            labels, texts = (None if part is None else part[finite] for part in (labels, texts))
         if not len(pixels):
             return
         found = features_of(pixels)
         for name, stream in self.moments.items():
-            if name not in found:
-                known = ", ".join(found)
-                raise ConfigError(f"{name!r} are not among the features of the network: {known}")
-            stream.add(found[name])
+            stream.add(_one(found, name))
+        if self.captions is not None:
+            given = [] if texts is None else texts.tolist()
+            self.captions.add(_one(found, "normalised"), given)
         kept = self._chosen[index]
         self._kept.append(found["features"][kept])
         self._kept_index.append(index[kept])
@@ -103,3 +107,10 @@ class Collected:
         if not self.count:
             raise ConfigError("no pictures: expected at least one")
         return np.concatenate(parts)
+
+
+def _one(found: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in found:
+        known = ", ".join(found)
+        raise ConfigError(f"{name!r} are not among the features of the network: {known}")
+    return found[name]

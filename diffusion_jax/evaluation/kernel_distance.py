@@ -85,7 +85,9 @@ def kid(samples: Any, reference: Any, size: int = KID_SUBSET) -> Estimate:
 def cmmd(samples: Any, reference: Any, size: int = KID_SUBSET) -> Estimate:
     """CMMD (Jayasumana et al. 2024): 1000 MMD^2 of CLIP embeddings of length 1, kernel `gaussian`.
 
-    Its authors' own estimate keeps the pairs of an example with itself; this one has no bias.
+    Features of any length are taken, and scaled to 1: from CLIP's projected "features" that makes
+    its "normalised" ones. The authors' own estimate keeps the pairs of an example with itself; this
+    one has no bias.
     """
     return kernel_distance(gaussian, _unit(samples), _unit(reference), size).scaled(CMMD_SCALE)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_jax.diffusion.likelihood import Estimate
 from diffusion_jax.errors import ConfigError, unknown_name
-from diffusion_jax.evaluation import frechet, kernel_distance, neighbours
+from diffusion_jax.evaluation import caption_score, frechet, kernel_distance, neighbours
 from diffusion_jax.evaluation.class_scores import SPLITS
 from diffusion_jax.evaluation.collected import Collected
 from diffusion_jax.evaluation.features.protocol import FeatureNetwork
@@ -20,6 +20,10 @@ FEWEST = 2 * GROUPS
 """Samples of a Frechet distance, at least; each part of its error bar needs two."""
 ENOUGH = 10_000
 """Samples below which a Frechet distance is called one of few samples."""
+CAPTION_SCORE = "CLIP-score"
+"""What the score of captions is called: no other network has it."""
+CMMD_NETWORK = "clip_vit_l14_336"
+"""Of the published values of CMMD."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,12 @@ def _accuracy(samples: Collected, reference: Reference) -> list[tuple[str, Estim
     return [("class-accuracy", _classes("class_accuracy", samples).accuracy(), "")]
 
 
+def _captions(samples: Collected, reference: Reference) -> list[tuple[str, Estimate, str]]:
+    if samples.captions is None:
+        raise ConfigError("clip_score: nothing was compared with captions; choose another")
+    return [(CAPTION_SCORE, samples.captions.estimate(), samples.captions.remark)]
+
+
 METRICS: dict[str, Callable[[Collected, Reference], list[tuple[str, Estimate, str]]]] = {
     "fd": _frechet,
     "sfid": _spatial,
@@ -121,6 +131,7 @@ METRICS: dict[str, Callable[[Collected, Reference], list[tuple[str, Estimate, st
     "precision_recall": _precision,
     "density_coverage": _density,
     "class_accuracy": _accuracy,
+    caption_score.METRIC: _captions,
 }
 """Name -> the scores that it makes. `fid` is `fd` over the Inception network."""
 
@@ -133,7 +144,7 @@ NEEDED = {
     "inception_score": 2 * SPLITS,
 }
 """Name -> samples that it needs at least."""
-BETTER_HIGH = ("precision", "recall", "density", "coverage", "IS", "class-accuracy")
+BETTER_HIGH = ("precision", "recall", "density", "coverage", "IS", "class-accuracy", "CLIP-score")
 """Beginnings of the names of scores that are better when they are larger."""
 OF_CLASSES = ("inception_score", "class_accuracy")
 OF_FEATURES = ("kid", "cmmd", "precision_recall", "density_coverage")
@@ -189,10 +200,12 @@ def scores(
         if name not in METRICS:
             raise ConfigError(unknown_name("metrics", name, METRICS))
         for own, found, remark in METRICS[name](samples, reference):
+            remarks = [remark, _of_network(name, network)]
             if samples.not_finite:
-                remark = f"{remark}; {samples.not_finite} samples not finite, left out"
+                remarks.append(f"{samples.not_finite} samples not finite, left out")
             full = full_name(own, network.score)
-            result.append(Score(name=full, estimate=found, remark=remark.strip("; "), metric=name))
+            said = "; ".join(filter(None, remarks))
+            result.append(Score(name=full, estimate=found, remark=said, metric=name))
     return result
 
 
@@ -211,10 +224,20 @@ def higher_is_better(score: str) -> bool:
 
 def full_name(own: str, score: str) -> str:
     """A score's name with the network's: nothing is called FID unless it is."""
+    if own == CAPTION_SCORE:
+        return own
     if score == "FID":
         return own.replace("FD", "FID")
     suffix = score.removeprefix("FD-")
     return f"{own}-{suffix}"
+
+
+def _of_network(name: str, network: FeatureNetwork) -> str:
+    if name != "cmmd" or network.name == CMMD_NETWORK:
+        return ""
+    if network.score != "FD-CLIP":
+        return "not of CLIP, whose embeddings CMMD is defined by"
+    return f"published values are of {CMMD_NETWORK}"
 
 
 def _enough(name: str, count: int, needed: int) -> None:

@@ -36,10 +36,11 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             start = file.read(9)
         if start[: len(ZIP_START)] == ZIP_START:
             tensors = _named_tensors(read_zip(path))
+        # Before pickles: the first byte is the lowest of a length, and may be as theirs.
+        elif start[5:] == b"\0\0\0{":
+            tensors = _of_safetensors(path)
         elif start[:1] == STREAM_START:
             tensors = _named_tensors(read_stream(path))
-        elif start[8:] == b"{":
-            tensors = _of_safetensors(path)
         else:
             raise Malformed("neither safetensors nor written by torch.save")
     except OSError as error:

@@ -106,6 +106,17 @@ def test_safetensors_of_every_float(tmp_path):
         np.testing.assert_array_equal(found[name], array.astype(found[name].dtype))
 
 
+def test_a_length_that_begins_like_a_pickle(tmp_path):
+    """A header of safetensors so long that the file begins with bytes 80 02, as pickles do."""
+    tensors, path = {"w": np.arange(6, dtype=np.float32)}, tmp_path / "w"
+    for length in range(480, 640, 8):
+        save_file(tensors, path, metadata={"note": "x" * length})
+        if path.read_bytes()[:2] == b"\x80\x02":
+            break
+    assert path.read_bytes()[:2] == b"\x80\x02"
+    np.testing.assert_array_equal(read_tensors(path)["w"], tensors["w"])
+
+
 def test_form_is_told_by_the_content(tmp_path):
     save_file({"w": np.ones(3, np.float32)}, tmp_path / "w.pth")
     np.testing.assert_array_equal(read_tensors(tmp_path / "w.pth")["w"], np.ones(3))

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
-from diffusion_jax import builders
+from diffusion_jax import api, builders, workdir
 from diffusion_jax import config as configs
 from diffusion_jax.parallel.mesh import make_mesh
 
@@ -51,6 +53,34 @@ def tiny(**changes):
 
 # Of two classes; what the fixture `moons_run` trained.
 moons = functools.partial(tiny, data__points__distribution="moons")
+
+
+def captioned(root: Path) -> tuple[Path, api.Run]:
+    """A run of forty captioned pictures that saved its first state: (workdir, the run)."""
+    for number in range(40):
+        (root / "pictures").mkdir(exist_ok=True)
+        picture = Image.fromarray(np.full((8, 8, 3), 6 * number, np.uint8))
+        picture.save(root / "pictures" / f"{number}.png")
+        (root / "pictures" / f"{number}.txt").write_text(f"grey {number}")
+    config = configs.base()
+    config.data.update({"name": "image_folder", "path": str(root / "pictures")})
+    config.data.image_folder.update(
+        {"captions": "files", "text_length": 8, "validation_share": 0.3}
+    )
+    config.network.name, config.text.name = "dit", "bytes"
+    config.network.dit.update({"dim": 16, "heads": 2, "depth": 1, "patch": 4, "expansion": 1})
+    config.text.bytes.update({"dim": 16, "depth": 1, "heads": 2})
+    config.steps, config.batch_size, config.optimizer.warmup_steps = 1, 8, 1
+    config.sampling.update({"num": 8, "steps": 2, "batch_size": 8})
+    run = api.Run.build(config, root / "run")
+    state = run.compiled.init()
+    run.save(state, 0)
+    run._saves.close()
+    workdir.write_config(
+        root / "run", run.config, run.model.spec, len(run.train_data), run.train_ids
+    )
+    run.held.release()
+    return root / "run", run
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 
 from diffusion_jax.errors import ConfigError
 
@@ -32,11 +32,11 @@ class CaptionTokens:
 
     Attributes:
         tokens: int32 [n, length]: start, caption, end, and further ends up to the length.
-        cut: how many captions were too long and lost their last tokens before the end.
+        cut: which captions were too long and lost their last tokens before the end.
     """
 
     tokens: Int32[np.ndarray, "n length"]
-    cut: int
+    cut: Bool[np.ndarray, " n"]
 
 
 class CaptionTokenizer:
@@ -59,12 +59,12 @@ class CaptionTokenizer:
     def __call__(self, captions: Sequence[str]) -> CaptionTokens:
         """The tokens of some captions."""
         rows = np.full((len(captions), self._length), self._end, np.int32)
-        cut = 0
-        for row, encoded in zip(rows, self._tokenizer.encode_batch(list(captions)), strict=True):
-            cut += len(encoded.ids) > self._length
+        cut = np.zeros(len(captions), bool)
+        for number, encoded in enumerate(self._tokenizer.encode_batch(list(captions))):
+            cut[number] = len(encoded.ids) > self._length
             # The end stays where the row is full.
             kept = encoded.ids[: self._length - 1]
-            row[: len(kept)] = kept
+            rows[number, : len(kept)] = kept
         return CaptionTokens(tokens=rows, cut=cut)
 
 

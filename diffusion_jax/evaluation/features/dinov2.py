@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from diffusion_jax.errors import unknown_name
 from diffusion_jax.evaluation.features import resizing, transformer
 from diffusion_jax.evaluation.features.protocol import FeatureNetwork, params_hash
-from diffusion_jax.evaluation.features.tensor_checks import Tensors, linear_shapes, norm_shapes
+from diffusion_jax.evaluation.features.weight_tensors import Tensors, linear_shapes, norm_shapes
 
 Params = dict[str, Any]
 

@@ -25,12 +25,7 @@ from jaxtyping import Array, Float
 from diffusion_jax.evaluation.features import convolutions as layers
 from diffusion_jax.evaluation.features.bilinear import antialiased
 from diffusion_jax.evaluation.features.protocol import FeatureNetwork, params_hash
-from diffusion_jax.evaluation.features.published import (
-    Shape,
-    channels_last,
-    check_tensors,
-    to_tree,
-)
+from diffusion_jax.evaluation.features.weight_tensors import COUNTERS, Shape, Tensors
 
 NAME = "efficientnet_lite0"
 SCORE = "FD-EffNetLite0"
@@ -82,8 +77,9 @@ def build(tensors: Mapping[str, np.ndarray], path: str) -> FeatureNetwork:
     Raises:
         ConfigError: names, shapes or values do not fit.
     """
-    checked = check_tensors(tensors, shapes(), network=NAME, path=path)
-    params = to_tree(checked, channels_last)
+    held, expected = Tensors(tensors, path, NAME), shapes()
+    held.check(expected, ignored=COUNTERS)
+    params = held.tree(expected)
     return FeatureNetwork(
         name=NAME,
         score=SCORE,
@@ -156,16 +152,13 @@ def _maps(params: Any, x: Float[Array, "b 224 224 3"]) -> tuple[Float[Array, "b 
 
 def _run_block(params: Any, block: Block, x: Array) -> Array:
     hidden = _step(params, "_expand_conv", "_bn0", x) if block.expansion != 1 else x
-    hidden = _step(
-        params, "_depthwise_conv", "_bn1", hidden, stride=block.stride, groups=block.width
-    )
+    hidden = layers.depthwise(hidden, params["_depthwise_conv"]["weight"], stride=block.stride)
+    hidden = jax.nn.relu6(layers.normalise(hidden, params["_bn1"]))
     narrow = layers.convolve(hidden, params["_project_conv"]["weight"])
     narrow = layers.normalise(narrow, params["_bn2"])
     return x + narrow if block.residual else narrow
 
 
-def _step(
-    params: Any, conv: str, norm: str, x: Array, *, stride: int = 1, groups: int = 1
-) -> Array:
-    x = layers.convolve(x, params[conv]["weight"], stride=stride, groups=groups)
+def _step(params: Any, conv: str, norm: str, x: Array, *, stride: int = 1) -> Array:
+    x = layers.convolve(x, params[conv]["weight"], stride=stride)
     return jax.nn.relu6(layers.normalise(x, params[norm]))

@@ -19,6 +19,7 @@ Outputs:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,14 +32,8 @@ from jaxtyping import Array, Float
 from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.evaluation.features import convolutions as layers
 from diffusion_jax.evaluation.features.bilinear import bilinear
-from diffusion_jax.evaluation.features.protocol import FeatureNetwork, params_hash
-from diffusion_jax.evaluation.features.published import (
-    Shape,
-    channels_last,
-    check_tensors,
-    file_hash,
-    to_tree,
-)
+from diffusion_jax.evaluation.features.protocol import HASH_DIGITS, FeatureNetwork, params_hash
+from diffusion_jax.evaluation.features.weight_tensors import COUNTERS, Shape, Tensors
 
 NAME = "inception_v3"
 SIZE = 299
@@ -189,16 +184,26 @@ def build(
     """
     if resize not in RESIZES:
         raise ConfigError(unknown_name("resize", resize, RESIZES))
-    checked = check_tensors(tensors, shapes(), network=NAME, path=path)
-    params = to_tree(checked, channels_last)
+    held, expected = Tensors(tensors, path, NAME), shapes()
+    held.check(expected, ignored=COUNTERS)
+    params = held.tree(expected)
     return FeatureNetwork(
         name=NAME,
-        score="FID" if file_hash(path) in PUBLISHED else "FD-Inception",
+        score="FID" if _file_hash(path) in PUBLISHED else "FD-Inception",
         params=params,
         apply=partial(apply, resize=resize),
         resize=RESIZES[resize],
         weights_hash=params_hash(params),
     )
+
+
+def _file_hash(path: str) -> str | None:
+    """16 hexadecimal digits of a file's SHA-256; None where there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:HASH_DIGITS]
+    except OSError:
+        return None
 
 
 def shapes() -> dict[str, Shape]:

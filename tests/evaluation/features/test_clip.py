@@ -216,7 +216,9 @@ def test_wrong_weights_are_refused_in_one_line():
 
     norm = "vision_model.pre_layrnorm.bias"
     assert f"missing: {norm} (" in refusal({k: v for k, v in tensors.items() if k != norm})
-    assert f"shapes: {norm} [1] for [128] (" in refusal({**tensors, norm: np.zeros(1)})
+    assert f"of another shape: {norm} [1] instead of [128] (" in refusal(
+        {**tensors, norm: np.zeros(1)}
+    )
     assert "unexpected: vision_model.x (" in refusal({**tensors, "vision_model.x": np.zeros(1)})
     assert "there is no visual_projection.weight" in refusal(
         {k: v for k, v in tensors.items() if k != "visual_projection.weight"}
@@ -225,7 +227,7 @@ def test_wrong_weights_are_refused_in_one_line():
     table = "vision_model.embeddings.position_embedding.weight"
     assert "16 position embeddings" in refusal({**tensors, table: tensors[table][1:]})
     scale = {**tensors, "logit_scale": np.zeros(2, np.float32)}
-    assert "shapes: logit_scale [2] for []" in refusal(scale, clip.build_text)
+    assert "of another shape: logit_scale [2] instead of []" in refusal(scale, clip.build_text)
     end = "text_model.final_layer_norm.weight"
     short = {k: v for k, v in tensors.items() if k != end}
     assert f"missing: {end} (" in refusal(short, clip.build_text)

@@ -166,9 +166,9 @@ def test_wrong_weights_are_refused_in_one_line():
     assert f"missing: {fc1} (" in refusal({k: v for k, v in tensors.items() if k != fc1})
     assert "unexpected: head.bias (" in refusal({**tensors, "head.bias": np.zeros(3)})
     shaped = refusal({**tensors, fc1: tensors[fc1][:, :100]})
-    assert f"shapes: {fc1} [256, 100] for [256, 128] (" in shaped
+    assert f"of another shape: {fc1} [256, 100] instead of [256, 128] (" in shaped
     wild = {**tensors, fc1: np.full_like(tensors[fc1], np.nan)}
-    assert f"not finite: {fc1} (" in refusal(wild)
+    assert f"not of finite floats: {fc1} (" in refusal(wild)
     assert "there is no embeddings.patch_embeddings" in refusal({"conv1.weight": np.zeros(3)})
     many = refusal({k: v for k, v in tensors.items() if "layer.0.attention" not in k})
     assert "attention.key.bias and 5 more" in many or " and 5 more" in many
