@@ -11,24 +11,34 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from diffusion_jax import builders, config_rules, data, frozen, start, transfer, workdir
+from diffusion_jax import (
+    builders,
+    config_rules,
+    data,
+    frozen,
+    start,
+    training_evaluations,
+    transfer,
+    workdir,
+)
 from diffusion_jax import config as configs
 from diffusion_jax.checkpoints import Checkpointer
 from diffusion_jax.config import Config
 from diffusion_jax.errors import named
 from diffusion_jax.evaluations import evaluate
+from diffusion_jax.examples import held_out_conditions
 from diffusion_jax.likelihoods import bits_per_dim
 from diffusion_jax.loading import load, weaker_model
 from diffusion_jax.lock import Lock, release_on_error
 from diffusion_jax.objectives.alignment import FrozenEncoder
 from diffusion_jax.objectives.base import network_params
 from diffusion_jax.parallel.arrays import global_batch
-from diffusion_jax.parallel.distributed import main_first, reached_preemption
+from diffusion_jax.parallel.distributed import Preemption, main_first
 from diffusion_jax.parallel.flops import count_flops, peak_flops
 from diffusion_jax.parallel.mesh import check_batch_size, process_rows
 from diffusion_jax.pipelines import guiding
+from diffusion_jax.pipelines.pixel import PixelPipeline
 from diffusion_jax.pipelines.previews import Previews
 from diffusion_jax.saves import Saves
 from diffusion_jax.training import writers
@@ -75,6 +85,7 @@ class Run:
         weak: the weaker model of autoguidance, for the grids.
         begin: makes the first state, where it is not one of fresh parameters.
         held: keeps other runs off the workdir; None but in process 0.
+        preemption: asked whether the machine is wanted back.
     """
 
     config: Config
@@ -88,6 +99,7 @@ class Run:
     weak: guiding.Weak | None = None
     begin: transfer.Beginning | None = None
     held: Lock | None = None
+    preemption: Preemption = dataclasses.field(default_factory=Preemption)
 
     @classmethod
     def build(cls, config: Config, path: str | Path, encoder: FrozenEncoder | None = None) -> Run:
@@ -122,6 +134,7 @@ class Run:
         parts = frozen.prepare(config, train_data.spec, mesh, encoder)
         workdir.check_frozen(folder, parts.hashes)
         compiled = builders.compiled(config, model, mesh, parts.encoder)
+        training_evaluations.check(config, train_data.spec)
         with named("config.sampling."):
             weak = weaker_model(config, model, mesh)
             shapes = network_params(compiled.abstract_state.params)
@@ -165,7 +178,7 @@ class Run:
         self.enable_cache()
         state = self._saves.first_state(self.compiled, self.begin)
         first = int(state.step)
-        if first >= self.config.steps:
+        if first >= self.config.steps and not self._owes(first):
             self.checkpoints.close()
             self._finish(f"step {first} of config.steps={self.config.steps} is reached already")
             return state
@@ -173,6 +186,9 @@ class Run:
             state = self._train_from(state, first)
         self._finish(f"{self.config.steps} steps done")
         return state
+
+    def _owes(self, step: int) -> bool:
+        return self.evaluations is not None and self.evaluations.owed(step, self.config.steps)
 
     def _train_from(self, state: TrainState, first: int) -> TrainState:
         with contextlib.ExitStack() as stack:
@@ -192,7 +208,11 @@ class Run:
             batches = self.batches(position(state.examples))
             stack.callback(batches.close)
             writer.hparams(dict(configs.flatten(self.config)))
-            self._say_validation()
+            if self.evaluations is not None:
+                self.evaluations.start(first, self.checkpoints.steps())
+            asked, found = self.config.validation.examples, len(self.validation_data)
+            if self.is_main and asked > found:
+                print(f"config.validation.examples={asked}: {found} are held out, all used")
             state = self.loop(batches, writer, progress).run(state)
             self._saves.wait()
         return state
@@ -244,6 +264,7 @@ class Run:
             writer=writer,
             progress=progress,
             workdir=str(self.path),
+            evaluations=self.evaluations,
         )
 
     def abstract_batch(self, local: Mapping[str, Any]) -> PyTree:
@@ -256,12 +277,8 @@ class Run:
 
         The frozen encoder has no backward pass.
         """
-        trainer, state = self.compiled.trainer, self.compiled.abstract_state
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.config.batch_size))
-        stratum = jax.ShapeDtypeStruct((self.config.batch_size,), "float32")
-        evaluate = functools.partial(trainer.evaluate, cells=self.config.batch_size)
         trees, encoder = self.frozen.trees, self.frozen.encoder
-        forward = count_flops(evaluate, state.params, state, trees, batch, keys, stratum)
+        forward = self.compiled.forward_flops(batch, trees)
         once = count_flops(encoder.encode, encoder.params, batch["x"]) if encoder else 0
         return 3.0 * forward - 2.0 * once
 
@@ -285,9 +302,9 @@ class Run:
         self._saves.save(state, step)
 
     def _should_stop(self, step: int) -> bool:
-        # Asked after every step: a save that failed meanwhile ends the run here.
+        # Asked after every step and in evaluations: a save that failed meanwhile ends the run here.
         self._saves.collect()
-        return reached_preemption(step)
+        return self.preemption.reached()
 
     def _finish(self, what: str) -> None:
         if self.is_main:
@@ -306,30 +323,35 @@ class Run:
             folder=self.path / workdir.SAMPLES,
             trajectory=self.path / workdir.TRAJECTORY,
             last_step=config.steps,
-            **self._held_out_conditions(),
+            **held_out_conditions(self.model.conditions, self.validation_data, config.sampling.num),
             write=self.is_main,
             show=writer.image,
         )
 
-        sampler = builders.pipeline(config, self.model, {}, self.compiled.mesh, self.weak)
-
         def sample(state: TrainState, step: int) -> Mapping[str, float]:
-            return previews(sampler.with_params(_weights(state, config.sampling.ema)), step)
+            return previews(self._sampler_of(state), step)
 
         hooks.append(Hook(name="samples", every=config.sampling.every, run=sample))
         return hooks
 
-    def _held_out_conditions(self) -> dict[str, Any]:
-        """Captions and numbers that the training never saw, for the grids."""
-        conditions = self.model.conditions
-        if "text" not in conditions and "scalar" not in conditions:
-            return {}
-        count = min(self.config.sampling.num, len(self.validation_data))
-        given = self.validation_data.fetch(np.arange(count))["conditioning"]
-        return {
-            "prompts": data.decode_text(given["text"]) if "text" in conditions else None,
-            "scalars": given["scalar"] if "scalar" in conditions else None,
-        }
+    @functools.cached_property
+    def _sampler(self) -> PixelPipeline:
+        return builders.pipeline(self.config, self.model, {}, self.compiled.mesh, self.weak)
+
+    def _sampler_of(self, state: TrainState) -> PixelPipeline:
+        return self._sampler.with_params(_weights(state, self.config.sampling.ema))
+
+    @functools.cached_property
+    def evaluations(self) -> training_evaluations.TrainingEvaluation | None:
+        """Scores during the training, where the config asks for some."""
+        return training_evaluations.create(
+            self.config,
+            self.path,
+            {"train": self.train_data, "validation": self.validation_data}.__getitem__,
+            self._sampler,
+            self._sampler_of,
+            self.checkpoints.keep,
+        )
 
     def _validation_batches(self) -> Iterator[Any]:
         """Padded device batches of the held-out examples, one at a time."""
@@ -346,11 +368,6 @@ class Run:
     @property
     def _validation_examples(self) -> int:
         return min(self.config.validation.examples, len(self.validation_data))
-
-    def _say_validation(self) -> None:
-        asked, found = self.config.validation.examples, len(self.validation_data)
-        if self.is_main and asked > found:
-            print(f"config.validation.examples={asked}: {found} are held out, all used", flush=True)
 
     @functools.cached_property
     def _validator(self) -> Validator:

@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "checkpoint.*",
     "validation.*",
     "sampling.*",
+    "evaluation.*",
     "guard.*",
     # Of the first start alone, and where an encoder lies: another one is known by its hash.
     "init_from",
@@ -91,6 +92,7 @@ def base() -> Config:
             "logging": {"every": 50, "profile_at": 0, "profile_steps": 5, "tensorboard": True},
             "validation": {"every": 500, "examples": 512, "batch_size": placeholder(int)},
             "sampling": defaults.sampling(),
+            "evaluation": defaults.evaluation(),
         }
     )
     return config.lock()

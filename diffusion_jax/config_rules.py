@@ -96,7 +96,7 @@ def _check_names(path: str, values: list[Any]) -> None:
         raise ConfigError(f"config.{path}={tuple(values)!r}: expected names, such as ('size',)")
 
 
-_SEEDS = ("seed", "sampling.seed", "data.points.seed", "data.markov.seed")
+_SEEDS = ("seed", "sampling.seed", "evaluation.seed", "data.points.seed", "data.markov.seed")
 _POSITIVE = (
     "optimizer.adamw.eps",
     "optimizer.muon.eps",
@@ -143,6 +143,9 @@ _MINIMA = {
     "validation.every": 0,
     "validation.examples": 0,
     "validation.batch_size": 1,
+    "evaluation.every": 0,
+    "evaluation.num": 1,
+    "evaluation.seed": 0,
     "sampling.every": 0,
     "sampling.num": 1,
     "sampling.batch_size": 1,

@@ -11,6 +11,7 @@ from diffusion_jax.defaults_network import network
 __all__ = [
     "alignment",
     "data",
+    "evaluation",
     "grid",
     "guidance_by",
     "network",
@@ -277,6 +278,24 @@ def sampling() -> dict[str, Any]:
         "grid": grid(),
         "ddim": {"eta": 0.0},
         "ddpm": {"variance": "small"},
+    }
+
+
+def evaluation() -> dict[str, Any]:
+    """Scores during training, of the average that `sampling.ema` names."""
+    return {
+        # Such as "fd,kid"; "" for none.
+        "metrics": "",
+        # Interval in steps (0: at the end only).
+        "every": 0,
+        "num": 1000,
+        # "self", or NAME:FILE with the file of its weights.
+        "features": "self",
+        # "train", "validation", a folder of pictures or an .npz of statistics.
+        "reference": "train",
+        "seed": 0,
+        # One of `metrics`: the checkpoint where its first score is best is kept beside the newest.
+        "best": "",
     }
 
 

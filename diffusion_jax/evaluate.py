@@ -12,21 +12,23 @@ from diffusion_jax import doors, sample_flags
 # For --help, which shows those of the started module alone.
 flags.adopt_module_key_flags(sample_flags)
 
-NUM = flags.DEFINE_integer("num", 10_000, "Number of samples; for bpd of examples.")
+NUM = flags.DEFINE_integer("num", 10_000, "Number of samples; for bpd and loss of examples.")
 METRICS = flags.DEFINE_list(
     "metrics",
     None,
     "fid, fd, sfid, fd_infinity, kid, cmmd, inception_score, precision_recall, density_coverage, "
-    "class_accuracy, clip_score, nearest, bpd; by default fd, kid and precision_recall, or bpd "
-    "where the data are no pictures.",
+    "class_accuracy, clip_score, nearest, bpd, loss; by default fd, kid and precision_recall, or "
+    "bpd where the data are no pictures.",
 )
 FEATURES = flags.DEFINE_string(
     "features", "self", "The feature network: self (learns from the data), or NAME:FILE of weights."
 )
 REFERENCE = flags.DEFINE_string(
-    "reference", "train", "train or validation of the data, or an .npz of statistics."
+    "reference",
+    "train",
+    "train or validation of the data, a folder of pictures, or an .npz of statistics.",
 )
-SPLIT = flags.DEFINE_string("split", "validation", "Data of bpd: validation or train.")
+SPLIT = flags.DEFINE_string("split", "validation", "Data of bpd and loss: validation or train.")
 SWEEP = flags.DEFINE_string(
     "sweep", "", "Scores every combination, such as solver=ddim|heun,steps=5|10|20,guidance=1|2."
 )

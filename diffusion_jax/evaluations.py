@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,19 +13,26 @@ import jax
 import numpy as np
 
 from diffusion_jax import builders, workdir
+from diffusion_jax.best_checkpoint import asked_step
 from diffusion_jax.checkpoints import Checkpointer
+from diffusion_jax.data import DataSpec
 from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.evaluation import metrics as image_metrics
 from diffusion_jax.evaluation import report
 from diffusion_jax.evaluation.metrics import Score
 from diffusion_jax.evaluation.options import LikelihoodOptions
-from diffusion_jax.judged import SPLITS, Judged
+from diffusion_jax.judged import FOLDER, Judged
 from diffusion_jax.likelihoods import bits_per_dim
 from diffusion_jax.loading import load
+from diffusion_jax.losses import loss_rows
 from diffusion_jax.pipelines.options import whole
 from diffusion_jax.pipelines.pixel import PixelPipeline
+from diffusion_jax.reference_data import SPLITS, Sources, check_name
+from diffusion_jax.training.writers import TensorBoardWriter
 
-KNOWN = ("fid", *image_metrics.METRICS, "nearest", "bpd")
+OF_DATA = ("bpd", "loss")
+"""Metrics of data, which need no samples."""
+KNOWN = ("fid", *image_metrics.METRICS, "nearest", *OF_DATA)
 
 
 def evaluate(
@@ -47,14 +55,13 @@ def evaluate(
 
     Args:
         path: the workdir.
-        metrics: fid, fd, sfid, fd_infinity, kid, cmmd, inception_score, precision_recall,
-            density_coverage, class_accuracy, clip_score (of prompts), nearest (copies of training
-            examples), bpd; None takes fd, kid, precision_recall of pictures, bpd of other data.
-        num: samples; for bpd examples.
+        metrics: of `KNOWN`; nearest finds copies of training examples, loss goes by noise level.
+            None takes fd, kid and precision_recall of pictures, bpd of other data.
+        num: samples; for bpd and loss examples.
         features: self, or NAME:FILE with the file of its weights; see `feature_network`.
-        reference: train or validation, or an .npz of statistics.
-        split: data of bpd: validation or train.
-        loading: arguments of `load`: ema, ema_length, weak, ...
+        reference: train or validation, a folder of pictures, or an .npz of statistics.
+        split: data of bpd and loss: validation or train.
+        loading: arguments of `load`: ema, ema_length, checkpoint, weak, ...
         seed: of the samples and all else that is drawn.
         bpd: options of `bits_per_dim`.
         note: takes lines about what is going on.
@@ -64,8 +71,7 @@ def evaluate(
         A row a score: score, value, standard_error, n and all that decides them.
 
     Raises:
-        ConfigError: an unknown metric, too few samples, data without pictures, or weights that do
-            not fit.
+        ConfigError: an unknown metric, too few samples, no pictures, or weights that do not fit.
         DataError: the data cannot be read.
     """
     names = checked(_usual(path) if metrics is None else metrics, features, reference, split)
@@ -76,15 +82,14 @@ def evaluate(
     folder = workdir.folder_of(path)
     pipeline = load(path, note=note, **loading)
     under = circumstances(path, loading, seed)
-    rows: list[dict[str, Any]] = []
-    pictures = [name for name in names if name != "bpd"]
-    if pictures:
-        judged = Judged.build(config, pipeline, pictures, features, reference, note)
-        rows += judged.rows(pipeline, num, folder, under, options, note)
-    if "bpd" in names:
-        rows += _bits(config, pipeline, split, num, under, bpd or {})
-    if jax.process_index() == 0:
-        report.append(folder, rows)
+    sources = functools.partial(builders.source, config)
+    evaluation = Evaluation.build(
+        config, pipeline, names, features, reference, sources, note, split=split, bpd=bpd
+    )
+    rows = evaluation.rows(
+        pipeline, num, folder, under, options, lambda done: note(f"{done}/{num} samples")
+    )
+    _write(config, folder, rows)
     return rows
 
 
@@ -94,26 +99,118 @@ def _usual(path: str | Path) -> tuple[str, ...]:
     return ("fd", "kid", "precision_recall") if pictures else ("bpd",)
 
 
-def _bits(
-    config: Any,
-    pipeline: PixelPipeline,
-    split: str,
-    num: int,
-    under: report.Circumstances,
-    options: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    began = time.perf_counter()
-    source = builders.source(config, split)
-    found = bits_per_dim(pipeline, source, num=num, seed=under.seed, **options)
-    of = f"one of {found.levels} values" if found.levels else "density"
-    scores = [
-        Score(name="bits/dim", estimate=found.bits_per_dim, remark=f"{found.method}; {of}"),
-        Score(name="bits/example", estimate=found.bits),
-    ]
-    for name, term in found.terms.items():
-        scores.append(Score(name=f"{name}-bits/dim", estimate=term))
-    seconds, held = time.perf_counter() - began, f"{config.data.name} {split}"
-    return report.rows(scores, dataclasses.replace(under, seconds=seconds, reference=held))
+def _write(config: Any, folder: Path, rows: list[dict[str, Any]]) -> None:
+    """TensorBoard's go to a folder of their own, which a training beside does not write to."""
+    if jax.process_index() != 0:
+        return
+    report.append(folder, rows)
+    if not config.logging.tensorboard:
+        return
+    writer = TensorBoardWriter(folder / FOLDER, start_step=0)
+    writer.scalars(rows[0]["step"], report.scalars(rows))
+    writer.close()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is to be scored, with all that the scores need but the samples.
+
+    Attributes:
+        names: of the metrics, checked.
+        judged: network and reference of those over pictures, where any are asked for.
+        config: of the run.
+        sources: its data by split.
+        split: data of bpd and loss.
+        bpd: options of `bits_per_dim`.
+    """
+
+    names: list[str]
+    judged: Judged | None
+    config: Any
+    sources: Sources
+    split: str
+    bpd: Mapping[str, Any]
+
+    @classmethod
+    def build(
+        cls,
+        config: Any,
+        pipeline: PixelPipeline,
+        names: list[str],
+        features: str,
+        reference: str,
+        sources: Sources,
+        note: Callable[[str], None],
+        *,
+        split: str = "validation",
+        bpd: Mapping[str, Any] | None = None,
+    ) -> Evaluation:
+        """See `Judged.build` for the arguments and errors."""
+        pictures = [name for name in names if name not in OF_DATA]
+        judged = None
+        check_kind(names, pipeline.spec)
+        if pictures:
+            parts = config, pipeline, pictures, features, reference, sources, note
+            judged = Judged.build(*parts)
+        return cls(
+            names=names,
+            judged=judged,
+            config=config,
+            sources=sources,
+            split=split,
+            bpd=bpd or {},
+        )
+
+    def rows(
+        self,
+        pipeline: PixelPipeline,
+        num: int,
+        folder: Path,
+        under: report.Circumstances,
+        options: Mapping[str, Any],
+        watch: Callable[[int], None],
+    ) -> list[dict[str, Any]]:
+        """A row a score; `watch` is told how many samples or examples are done, and may raise."""
+        rows: list[dict[str, Any]] = []
+        if self.judged is not None:
+            rows += self.judged.rows(pipeline, num, folder, under, options, watch)
+        if "bpd" in self.names:
+            rows += self._bits(pipeline, num, under, watch)
+        if "loss" in self.names:
+            source = self.sources(self.split)
+            rows += loss_rows(self.config, source, pipeline, self.split, num, under, watch)
+        return rows
+
+    def _bits(
+        self,
+        pipeline: PixelPipeline,
+        num: int,
+        under: report.Circumstances,
+        watch: Callable[[int], None],
+    ) -> list[dict[str, Any]]:
+        began = time.perf_counter()
+        source = self.sources(self.split)
+        found = bits_per_dim(pipeline, source, num=num, seed=under.seed, progress=watch, **self.bpd)
+        of = f"one of {found.levels} values" if found.levels else "density"
+        scores = [
+            Score(name="bits/dim", estimate=found.bits_per_dim, remark=f"{found.method}; {of}"),
+            Score(name="bits/example", estimate=found.bits),
+        ]
+        for name, term in found.terms.items():
+            scores.append(Score(name=f"{name}-bits/dim", estimate=term))
+        scores = [dataclasses.replace(score, metric="bpd") for score in scores]
+        seconds, held = time.perf_counter() - began, f"{self.config.data.name} {self.split}"
+        return report.rows(scores, dataclasses.replace(under, seconds=seconds, reference=held))
+
+
+def check_kind(names: Sequence[str], spec: DataSpec) -> None:
+    """Raises ConfigError where metrics are over pictures and the data are none."""
+    pictures = [name for name in names if name not in OF_DATA]
+    if pictures and spec.kind != "image":
+        raise ConfigError(
+            f"metrics={','.join(pictures)}: the data are {spec.kind}, no pictures; "
+            "expected bpd or loss"
+        )
 
 
 def checked(metrics: Sequence[str], features: str, reference: str, split: str) -> list[str]:
@@ -130,8 +227,7 @@ def checked(metrics: Sequence[str], features: str, reference: str, split: str) -
         )
     if split not in SPLITS:
         raise ConfigError(unknown_name("split", split, SPLITS))
-    if reference not in SPLITS and not reference.endswith(".npz"):
-        raise ConfigError(unknown_name("reference", reference, [*SPLITS, "FILE.npz"]))
+    check_name(reference)
     return list(dict.fromkeys("fd" if name == "fid" else name for name in names))
 
 
@@ -146,6 +242,7 @@ def circumstances(path: str | Path, loading: Mapping[str, Any], seed: int) -> re
     folder = workdir.folder_of(path) / workdir.CHECKPOINTS
     with Checkpointer(folder, read_only=True) as checkpoints:
         step = checkpoints.latest_step()
+    step = asked_step(path, loading.get("checkpoint")) or step
     ema, length = loading.get("ema"), loading.get("ema_length")
     stored = workdir.read_config(path).sampling.ema if ema is None else ema
     average = stored if length is None else f"length {length:g}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int64
 
 from diffusion_jax import data
 from diffusion_jax.data.arrays import ArraySource
@@ -17,6 +18,9 @@ from diffusion_jax.pipelines.pixel import PixelPipeline
 
 SLACK = 1e-5
 """How far pixels may lie outside their range, for rounding."""
+
+ROWS = 256
+"""Examples that are read at a time, where their conditions alone are wanted."""
 
 
 def as_source(examples: Any, conditioning: Any, pipeline: PixelPipeline) -> Any:
@@ -138,3 +142,43 @@ def conditioning_of(given: Any, pipeline: PixelPipeline, count: int) -> dict[str
                 "each example"
             )
     return found
+
+
+def conditions_of(
+    conditions: Sequence[str], source: data.Source, rows: Int64[np.ndarray, " n"]
+) -> dict[str, Any]:
+    """What the examples at `rows` are conditioned by, as arguments of `PixelPipeline.sample`.
+
+    Args:
+        conditions: that the model reads: label, text, scalar.
+        source: of examples that have them.
+        rows: which examples.
+
+    Returns:
+        labels, prompts and scalars, those that the model reads; nothing where it reads none.
+    """
+    if not conditions:
+        return {}
+    cuts = range(0, len(rows), ROWS)
+    parts = [source.fetch(rows[cut : cut + ROWS])["conditioning"] for cut in cuts]
+    given = {name: np.concatenate([part[name] for part in parts]) for name in conditions}
+    arguments = {"label": "labels", "text": "prompts", "scalar": "scalars"}
+    found: dict[str, Any] = {arguments[name]: values for name, values in given.items()}
+    if "prompts" in found:
+        found["prompts"] = data.decode_text(found["prompts"])
+    return found
+
+
+def held_out_conditions(
+    conditions: Sequence[str], held_out: data.Source, num: int
+) -> dict[str, Any]:
+    """Captions and numbers that the training never saw, for the grids, which have all classes.
+
+    Args:
+        conditions: that the model reads.
+        held_out: source of the validation.
+        num: how many, at most.
+    """
+    named = [name for name in conditions if name != "label"]
+    found = conditions_of(named, held_out, np.arange(min(num, len(held_out))))
+    return {"prompts": None, "scalars": None, **found} if found else {}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -27,6 +27,7 @@ from diffusion_jax.evaluation.features import (
 from diffusion_jax.evaluation.features.extract import three_channels
 from diffusion_jax.evaluation.features.protocol import HASH_DIGITS, FeatureNetwork
 from diffusion_jax.interop.weight_files import read_tensors
+from diffusion_jax.parallel.distributed import by_main
 
 OF_FILES: dict[str, Callable[[Mapping[str, np.ndarray], str], FeatureNetwork]] = {
     "inception": inception.build,
@@ -36,7 +37,11 @@ OF_FILES: dict[str, Callable[[Mapping[str, np.ndarray], str], FeatureNetwork]] =
 }
 """Name -> what makes the network of the tensors of a file."""
 LEARN_FROM = 50_000
-"""Examples that the network of the data itself learns from, at most."""
+"""Examples that the network of the data itself learns from, at most, drawn at random."""
+LEARN_BYTES = 2**31
+"""Their pixels' bytes, at most: they are held in memory."""
+JUDGED_BY = 10_000
+"""Held-out examples that it is judged by, at most."""
 
 
 def feature_network(
@@ -106,48 +111,67 @@ def _clip_files(files: str) -> tuple[str, Path]:
 def _own(
     config: Any, training: data.Source, folder: Path, note: Callable[[str], None]
 ) -> tuple[FeatureNetwork, str]:
-    parts = list(references.pictures(training))
-    pixels = three_channels(np.concatenate([part for part, _ in parts]))[:LEARN_FROM]
+    height, width, channels = training.spec.shape
+    most = min(LEARN_FROM, max(LEARN_BYTES // (height * width * channels), 1))
+    part = data.drawn(training, most)
     classes = training.spec.num_classes
-    known = [found for _, found in parts if found is not None]
-    labels = None
-    if classes and len(known) == len(parts):
-        labels = np.concatenate(known)[:LEARN_FROM].astype(np.int32)
-    recipe = f"{self_trained.RECIPE} {classes} {pixels.shape}".encode()
-    digest = hashlib.sha256(recipe + np.ascontiguousarray(pixels[..., :1]).tobytes())
+    self_trained.check(len(part), (height, width), by_class=classes > 0)
+    # One process of a run learns and keeps it: the others get its weights, bit for bit.
+    flat = by_main(lambda: _known_or_learned(part, folder, note))
+    network = self_trained.build(_nested(flat))
+    return network, _accuracy(network, config, classes > 0)
+
+
+def _known_or_learned(
+    part: data.Source, folder: Path, note: Callable[[str], None]
+) -> Mapping[str, np.ndarray]:
+    """The weights by layer and kind, such as "conv0.bias"."""
+    classes = part.spec.num_classes
+    pixels, labels = _in_memory(part)
+    digest = hashlib.sha256(f"{self_trained.RECIPE} {classes} {pixels.shape}".encode())
+    digest.update(pixels)
+    if labels is not None:
+        digest.update(labels)
     path = folder / f"self-{digest.hexdigest()[:HASH_DIGITS]}.npz"
-    network = _read(path)
-    if network is None:
+    flat = references.read_arrays(path)
+    if flat is None:
         note(f"a feature network learns from {len(pixels)} training pictures")
-        network = self_trained.train(pixels, labels, classes)
-        _write(path, network)
-    return network, _accuracy(network, config, labels is not None)
+        network = self_trained.train(three_channels(pixels), labels, classes)
+        layers = network.params.items()
+        flat = {f"{a}.{b}": value for a, layer in layers for b, value in layer.items()}
+        references.write_arrays(path, flat)
+    return flat
+
+
+def _in_memory(part: data.Source) -> tuple[np.ndarray, np.ndarray | None]:
+    """uint8 pictures [n, height, width, channels], and int32 labels [n] where there are classes."""
+    pixels = np.empty((len(part), *part.spec.shape), np.uint8)
+    labels = np.empty(len(part), np.int32) if part.spec.num_classes else None
+    start = 0
+    for some, classes in references.pictures(part):
+        rows = slice(start, start + len(some))
+        pixels[rows] = some
+        if labels is not None:
+            labels[rows] = classes
+        start += len(some)
+    return pixels, labels
+
+
+def _nested(flat: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    params: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in flat.items():
+        layer, _, kind = name.partition(".")
+        params.setdefault(layer, {})[kind] = value
+    return params
 
 
 def _accuracy(network: FeatureNetwork, config: Any, by_class: bool) -> str:
     """How well it knows classes that it did not learn from."""
     if not by_class:
         return "learned quarter turns"
-    right, count = 0, 0
-    for pixels, labels in references.pictures(builders.source(config, "validation")):
-        logits = network.apply(network.params, jnp.asarray(three_channels(pixels)))["logits"]
+    right, apply = 0, jax.jit(network.apply)
+    held = data.drawn(builders.source(config, "validation"), JUDGED_BY)
+    for pixels, labels in references.pictures(held):
+        logits = apply(network.params, three_channels(pixels))["logits"]
         right += int((np.asarray(logits).argmax(1) == labels).sum())
-        count += len(pixels)
-    return f"right for {right / count:.1%} of {count} held out"
-
-
-def _read(path: Path) -> FeatureNetwork | None:
-    flat = references.read_arrays(path)
-    if flat is None:
-        return None
-    params: dict[str, dict[str, np.ndarray]] = {}
-    for name, value in flat.items():
-        layer, _, kind = name.partition(".")
-        params.setdefault(layer, {})[kind] = value
-    return self_trained.build(params)
-
-
-def _write(path: Path, network: FeatureNetwork) -> None:
-    layers = network.params.items()
-    flat = {f"{a}.{b}": value for a, layer in layers for b, value in layer.items()}
-    references.write_arrays(path, flat)
+    return f"right for {right / len(held):.1%} of {len(held)} held out"

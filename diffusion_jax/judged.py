@@ -8,22 +8,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax import builders, data, start
-from diffusion_jax.errors import ConfigError
-from diffusion_jax.evaluation import caption_score, references, report
+import numpy as np
+
+from diffusion_jax import data, start
+from diffusion_jax.evaluation import caption_score, report
 from diffusion_jax.evaluation import metrics as image_metrics
 from diffusion_jax.evaluation.collected import Collected
 from diffusion_jax.evaluation.features.extract import Extractor
 from diffusion_jax.evaluation.metrics import Reference
 from diffusion_jax.evaluation.nearest import Neighbours
+from diffusion_jax.examples import conditions_of
 from diffusion_jax.feature_networks import caption_extractor, feature_network
 from diffusion_jax.pipelines.counting import network_evaluations
 from diffusion_jax.pipelines.options import SamplingOptions
 from diffusion_jax.pipelines.pixel import PixelPipeline
+from diffusion_jax.reference_data import Sources, reference_of
 
 FOLDER = "evaluation"
 ROUNDING = "round((x + 1) * 127.5) to uint8"
-SPLITS = ("train", "validation")
 _OPTIONS = {field.name for field in dataclasses.fields(SamplingOptions)}
 
 
@@ -46,27 +48,32 @@ class Judged:
         names: list[str],
         features: str,
         reference: str,
+        sources: Sources,
         note: Callable[[str], None],
     ) -> Judged:
-        if pipeline.spec.kind != "image":
-            raise ConfigError(
-                f"metrics={','.join(names)}: the data are {pipeline.spec.kind}, no pictures; "
-                "expected bpd"
-            )
+        """Reads or makes the network and the reference; they are the same in every process.
+
+        Args:
+            config: of the run.
+            pipeline: what is judged, or one of its kind.
+            names: of the metrics.
+            features: the feature network: self, or NAME:FILE.
+            reference: train, validation, a folder or an .npz of statistics.
+            sources: the data of the run by split.
+            note: takes lines about what is going on.
+
+        Raises:
+            ConfigError: a network or a reference that cannot be had.
+            DataError: the data cannot be read.
+        """
         scored = caption_score.METRIC in names
         captions = caption_extractor(features, pipeline.mesh) if scored else None
-        training = builders.source(config, "train")
+        training = sources("train")
         cache = start.default_cache().parent / FOLDER
         network, remark = feature_network(features, config, training, cache, note)
         extractor = Extractor(network, pipeline.mesh)
-        if reference in SPLITS:
-            source = training if reference == "train" else builders.source(config, reference)
-            wanted = ("features", "spatial") if "sfid" in names else ("features",)
-            title = f"{config.data.name} {reference}"
-            note(f"reference: {len(source)} pictures of {title}")
-            found = references.of_source(source, title, extractor, wanted, cache)
-        else:
-            found = references.of_file(reference)
+        wanted = _wanted(names)
+        found = reference_of(reference, config, sources, extractor, wanted, cache, note)
         return cls(
             names=names,
             extractor=extractor,
@@ -96,23 +103,25 @@ class Judged:
         folder: Path,
         under: report.Circumstances,
         options: Mapping[str, Any],
-        note: Callable[[str], None],
+        watch: Callable[[int], None],
     ) -> list[dict[str, Any]]:
-        """Samples, and a row for each of their scores."""
+        """Samples, and a row for each of their scores; `watch` is told how many are done after
+        each batch, and may raise."""
         began = time.perf_counter()
-        wanted = ("features", "spatial") if "sfid" in self.names else ("features",)
         captions = self.captions and caption_score.CaptionStream(self.captions)
-        if captions is not None:
-            caption_score.check_prompts(options.get("prompts"))
-        collected = Collected(num, wanted, under.seed, captions)
+        collected = Collected(num, _wanted(self.names), under.seed, captions)
         near = Neighbours(num) if "nearest" in self.names else None
         done = 0
-        for samples in pipeline.stream(num, seed=under.seed, **options):
+        drawn = self._conditions(pipeline, num, under.seed, options)
+        asked = {**options, **drawn}
+        if captions is not None:
+            caption_score.check_prompts(asked.get("prompts"))
+        for samples in pipeline.stream(num, seed=under.seed, **asked):
             collected.add(samples.x, self.extractor, samples.label, samples.finite, samples.text)
             if near is not None:
                 near.see(samples.x, samples.finite)
             done += len(samples)
-            note(f"{done}/{num} samples")
+            watch(done)
         sampled = time.perf_counter() - began
         plain = [name for name in self.names if name != "nearest"]
         found = image_metrics.scores(plain, collected, self.reference, self.extractor.network)
@@ -128,11 +137,38 @@ class Judged:
             "guidance": chosen.guidance,
             "evaluations": network_evaluations(pipeline, **given),
         }
-        more = {"sampling_and_features_share": sampled / seconds, "options": _given(options)}
+        more = {
+            **under.more,
+            "samples": num,
+            "sampling_and_features_share": sampled / seconds,
+            "options": _given(options),
+            "conditions": "of training examples, drawn" if drawn else "",
+        }
         own = self.about()
         return report.rows(
             found, dataclasses.replace(under, seconds=seconds, more=more, **how, **own)
         )
+
+    def _conditions(
+        self, pipeline: PixelPipeline, num: int, seed: int, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Labels, captions and numbers of training examples, where none are given: p(x) of the data
+        is that of the model under the conditions that the data have."""
+        if not all(_none(options.get(name)) for name in ("labels", "prompts", "scalars")):
+            return {}
+        count = len(self.training)
+        random = np.random.default_rng(seed)
+        rows = random.permutation(count) if num >= count else random.choice(count, num, False)
+        return conditions_of(pipeline.conditions, self.training, rows.astype(np.int64))
+
+
+def _none(value: Any) -> bool:
+    return value is None or len(value) == 0
+
+
+def _wanted(names: list[str]) -> tuple[str, ...]:
+    """Features whose moments the metrics need."""
+    return ("features", "spatial") if "sfid" in names else ("features",)
 
 
 def _given(options: Mapping[str, Any]) -> str:

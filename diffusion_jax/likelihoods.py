@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def bits_per_dim(
     split: str = "validation",
     batch_size: int = 64,
     ema: str | None = None,
+    progress: Callable[[int], None] | None = None,
     **options: Any,
 ) -> Likelihood:
     """-log2 p of examples under a trained model, per dimension, with its standard error.
@@ -57,6 +58,7 @@ def bits_per_dim(
         split: of the workdir's data: "validation" or "train".
         batch_size: changes nothing but speed and memory.
         ema: of a workdir: another stored average; "" takes the raw weights.
+        progress: called with the number of examples done.
         **options: fields of `LikelihoodOptions` (method, steps, draws, seed, ...).
 
     Raises:
@@ -88,7 +90,7 @@ def bits_per_dim(
         mesh=pipeline.mesh,
         sigma_data=pipeline.sigma_data,
     )
-    return evaluator(pipeline.params, _batches(source, pipeline, batch_size, num))
+    return evaluator(pipeline.params, _batches(source, pipeline, batch_size, num, progress))
 
 
 def _loaded(model: str | Path | PixelPipeline, ema: str | None) -> PixelPipeline:
@@ -108,13 +110,19 @@ def _own(model: str | Path | PixelPipeline, split: str) -> data.Source:
 
 
 def _batches(
-    source: Any, pipeline: PixelPipeline, size: int, num: int | None
+    source: Any,
+    pipeline: PixelPipeline,
+    size: int,
+    num: int | None,
+    progress: Callable[[int], None] | None,
 ) -> Iterator[Mapping[str, Any]]:
     count = len(source) if num is None else min(num, len(source))
     parts = batch_shards(pipeline.mesh)
     size = -(-min(size, count) // parts) * parts
     rows = process_rows(pipeline.mesh, size)
-    for local in data.sequential_batches(source, size, count, rows=rows):
+    for number, local in enumerate(data.sequential_batches(source, size, count, rows=rows)):
+        if progress is not None:
+            progress(number * size)
         for name in pipeline.conditions:
             if name not in local["conditioning"]:
                 raise ConfigError(f"examples have no {name}, which the model reads; expected some")

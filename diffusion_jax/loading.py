@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax import averages, builders, start, workdir
 from diffusion_jax import config as configs
+from diffusion_jax.best_checkpoint import asked_step
 from diffusion_jax.checkpoints import Checkpointer
 from diffusion_jax.config import Config
 from diffusion_jax.errors import ConfigError
@@ -28,6 +29,7 @@ def load(
     *,
     ema: str | None = None,
     ema_length: float | None = None,
+    checkpoint: int | str | None = None,
     note: Callable[[str], None] | None = None,
     weak: str | Path | None = None,
     weak_ema: str | None = None,
@@ -43,6 +45,8 @@ def load(
         ema: another stored average; "" takes the raw weights.
         ema_length: makes an average of this relative length (sigma_rel, a share of the run) from
             the power function averages (`config.ema.powers`) in all checkpoints that were kept.
+        checkpoint: a step that was kept, or "best" by the score that `config.evaluation.best`
+            names; None takes the newest. Not with `ema_length`, which is made from all of them.
         note: takes a line about what that average is made from.
         weak: workdir of the weaker model of autoguidance, trained on the same data by the same
             process; None takes the one of the config, "" none. It may be `path` itself.
@@ -56,6 +60,11 @@ def load(
     """
     if ema is not None and ema_length is not None:
         raise ConfigError(f"ema={ema!r}, ema_length={ema_length!r}: expected one of them")
+    if checkpoint is not None and ema_length is not None:
+        raise ConfigError(
+            f"checkpoint={checkpoint!r}, ema_length={ema_length!r}: expected one of them; such an "
+            "average is made from all checkpoints"
+        )
     if weak_step is not None:
         weak_step = whole("weak_step", weak_step, low=0)
     config = workdir.read_config(path)
@@ -63,7 +72,8 @@ def load(
     start.enable_cache(config)
     built = builders.model(config, workdir.read_spec(path))
     on = builders.sampling_mesh(config)
-    params = _restored(path, config, built, on, ema=ema, length=ema_length, note=note)
+    step = asked_step(path, checkpoint)
+    params = _restored(path, config, built, on, ema=ema, length=ema_length, note=note, step=step)
     found = None if asked is None else _weaker(asked, config, built, on)
     return builders.pipeline(config, built, params, on, found)
 

@@ -69,6 +69,9 @@ EMA = flags.DEFINE_string("ema", None, "Average to sample from; '' takes the raw
 EMA_LENGTH = flags.DEFINE_float(
     "ema_length", None, "Relative length of an average to make, such as 0.08; see ema.powers."
 )
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A step that was kept, best or newest; the newest by default."
+)
 SEED = flags.DEFINE_integer("seed", 0, "Same seed, same samples.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Samples a compiled batch.")
 
@@ -78,6 +81,7 @@ def load_arguments() -> dict[str, Any]:
     return {
         "ema": EMA.value,
         "ema_length": EMA_LENGTH.value,
+        "checkpoint": CHECKPOINT.value,
         "weak": WEAK.value,
         "weak_ema": WEAK_EMA.value,
         "weak_step": WEAK_STEP.value,

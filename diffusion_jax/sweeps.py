@@ -6,6 +6,7 @@ best of each cost come out.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,19 +15,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import evaluations, workdir
+from diffusion_jax import builders, evaluations, workdir
 from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.evaluation import report
+from diffusion_jax.evaluation.metrics import higher_is_better
 from diffusion_jax.judged import FOLDER, Judged
 from diffusion_jax.loading import load
 from diffusion_jax.pipelines.options import whole
 from diffusion_jax.visual.curves import Curve, Panel, curve_plot
 from diffusion_jax.visual.pixels import replace_file, save_png
 
-AXES = ("solver", "steps", "guidance", "guidance_by", "ema", "ema_length")
-LOADING = ("ema", "ema_length")
-BETTER_HIGH = ("precision", "recall", "density", "coverage", "IS", "class-accuracy", "CLIP-score")
-"""Beginnings of the names of scores that are better when they are larger."""
+AXES = ("solver", "steps", "guidance", "guidance_by", "ema", "ema_length", "checkpoint")
+LOADING = ("ema", "ema_length", "checkpoint")
 
 
 def sweep(
@@ -63,11 +63,16 @@ def sweep(
         if not values:
             raise ConfigError(f"sweep: {name} has no values; expected some, such as {name}=1|2")
     names = evaluations.checked(metrics, features, reference, "validation")
-    if "bpd" in names:
-        raise ConfigError("metrics=bpd: bits do not depend on the sampler; leave it in a sweep")
+    for name in evaluations.OF_DATA:
+        if name in names:
+            raise ConfigError(f"metrics={name}: the sampler has no part in it; leave it in a sweep")
     num, config, folder = whole("num", num, low=1), workdir.read_config(path), Path(path)
     rows: list[dict[str, Any]] = []
     judged = None
+
+    def watch(done: int) -> None:
+        note(f"{done}/{num} samples")
+
     outer = [name for name in axes if name in LOADING]
     inner = [name for name in axes if name not in LOADING]
     for loaded in itertools.product(*(axes[name] for name in outer)):
@@ -75,12 +80,13 @@ def sweep(
         pipeline = load(path, note=note, **loading)
         under = evaluations.circumstances(path, loading, seed)
         if judged is None:
-            parts = config, pipeline, names, features, reference, note
+            sources = functools.partial(builders.source, config)
+            parts = config, pipeline, names, features, reference, sources, note
             judged = Judged.build(*parts)
         for values in itertools.product(*(axes[name] for name in inner)):
             chosen = {**options, **dict(zip(inner, values, strict=True))}
             note(", ".join(f"{k}={v}" for k, v in {**loading, **chosen}.items() if v is not None))
-            rows += judged.rows(pipeline, num, folder, under, chosen, note)
+            rows += judged.rows(pipeline, num, folder, under, chosen, watch)
     first = rows[0]["score"]
     _mark(rows, first)
     if jax.process_index() == 0:
@@ -106,7 +112,7 @@ def _mark(rows: list[dict[str, Any]], score: str) -> None:
     found = front(
         [row["evaluations"] for row in chosen],
         [row["value"] for row in chosen],
-        high=score.startswith(BETTER_HIGH),
+        high=higher_is_better(score),
     )
     for row, best in zip(chosen, found, strict=True):
         if best:
@@ -117,7 +123,7 @@ def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The row of the best first score."""
     score = rows[0]["score"]
     chosen = [row for row in rows if row["score"] == score]
-    sign = -1.0 if score.startswith(BETTER_HIGH) else 1.0
+    sign = -1.0 if higher_is_better(score) else 1.0
     return min(chosen, key=lambda row: sign * row["value"])
 
 

@@ -7,13 +7,15 @@ import pytest
 
 import diffusion_jax
 from diffusion_jax import api
+from diffusion_jax.examples import held_out_conditions
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 def test_previews_take_captions_that_are_held_out(captioned_run):
     _, run = captioned_run
-    shown = run._held_out_conditions()["prompts"]
+    given = run.model.conditions, run.validation_data, run.config.sampling.num
+    shown = held_out_conditions(*given)["prompts"]
     held_out = {f"grey {n}"[:8] for n in range(40)}
     assert len(shown) == min(8, len(run.validation_data))
     assert set(shown) <= held_out

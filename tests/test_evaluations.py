@@ -12,12 +12,14 @@ from toys import one_device
 import diffusion_jax
 from diffusion_jax import api, builders, evaluations, start
 from diffusion_jax import config as configs
+from diffusion_jax.data.part import Part
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation import collected, metrics, references, report
 from diffusion_jax.evaluation.features import self_trained
 from diffusion_jax.evaluation.features.extract import Extractor, three_channels
 from diffusion_jax.feature_networks import feature_network
 from diffusion_jax.parallel.mesh import make_mesh
+from diffusion_jax.pipelines.pixel import PixelPipeline
 
 
 def points():
@@ -246,3 +248,30 @@ def test_a_line_that_was_cut_off_is_passed_over(tmp_path):
     assert [found["n"] for found in report.read(tmp_path)] == [3, 4]
     assert report.read(tmp_path)[0]["value"] == "inf"
     assert (tmp_path / "eval.md").read_text().count("FD-self") == 2
+
+
+def test_conditions_are_those_of_the_data(run, monkeypatch):
+    """Samples have the classes that the training examples have, unless others are asked for."""
+    asked = []
+    inner = PixelPipeline.stream
+
+    def stream(self, num, **options):
+        asked.append(options)
+        return inner(self, num, **options)
+
+    monkeypatch.setattr(PixelPipeline, "stream", stream)
+    few = np.flatnonzero(np.arange(1400) % 7 == 0)
+    whole = builders.source
+
+    def source(config, split):
+        return Part(whole(config, split), few[:190] if split == "train" else np.arange(50))
+
+    monkeypatch.setattr(builders, "source", source)
+    row = api.evaluate(run, ["fd"], num=300)[0]
+    labels = Part(whole(digits(), "train"), few[:190]).fetch(np.arange(190))["conditioning"]
+    expected = np.bincount(labels["label"], minlength=10)
+    np.testing.assert_array_equal(np.bincount(asked[0]["labels"], minlength=10), expected)
+    assert row["conditions"]
+    row = api.evaluate(run, ["fd"], num=20, labels=[3])[0]
+    assert asked[1]["labels"] == [3]
+    assert row["conditions"] == ""

@@ -31,6 +31,17 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
+class _Kept(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the steps of a set that changes while the run goes on."""
+
+    def __init__(self, steps: set[int]) -> None:
+        self._steps = steps
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        """One truth value a checkpoint."""
+        return [checkpoint.step in self._steps for checkpoint in checkpoints]
+
+
 class Checkpointer:
     """The checkpoints of one run.
 
@@ -66,7 +77,8 @@ class Checkpointer:
         failures.hide_traces_of_writing_threads()
         self._read_only = read_only
         self._manager: ocp.CheckpointManager | None = None
-        policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep_last)]
+        self._kept: set[int] = set()
+        policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep_last), _Kept(self._kept)]
         if keep_every is not None:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
         self._preservation = ocp.checkpoint_managers.AnyPreservationPolicy(policies)
@@ -129,6 +141,11 @@ class Checkpointer:
                 ),
                 force=True,
             )
+
+    def keep(self, step: int) -> None:
+        """Keeps `step` beside the newest ones, in place of the step that this was last asked of."""
+        self._kept.clear()
+        self._kept.add(step)
 
     def saving(self) -> bool:
         """Whether the last save is still being written; costs nothing to ask."""

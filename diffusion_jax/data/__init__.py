@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffusion_jax.data.loader import Loader, sequential_batches
+from diffusion_jax.data.part import drawn
 from diffusion_jax.data.prefetch import Prefetcher
 from diffusion_jax.data.registry import SOURCES, load
 from diffusion_jax.data.spec import Batch, DataSpec, Source
@@ -16,6 +17,7 @@ __all__ = [
     "Prefetcher",
     "Source",
     "decode_text",
+    "drawn",
     "load",
     "sequential_batches",
 ]

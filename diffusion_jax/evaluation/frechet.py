@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 from jaxtyping import Float64
 
 from diffusion_jax.diffusion.likelihood import Estimate
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.evaluation.moments import Moments, jackknife, together
+from diffusion_jax.evaluation.moments import Moments, error_of_parts, rounding, together
 
 FEWEST_POINTS = 5
 """Numbers of samples that an extrapolation is fitted to, at least."""
@@ -26,58 +27,65 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     Raises:
         ConfigError: features of another size, or fewer than 2 examples.
     """
+    _check(first, second)
+    values = scipy.linalg.eigvalsh(_crossed(first, second), driver="evr", check_finite=False)
+    return _distance(first, second, values)
+
+
+def _check(first: Moments, second: Moments) -> None:
     if first.mean.shape != second.mean.shape:
         raise ConfigError(
             f"features of {first.mean.shape[0]} and {second.mean.shape[0]} dimensions: expected "
             "those of one network"
         )
-    return _distance(first, second, root_of(second.covariance))
 
 
-def _distance(first: Moments, second: Moments, root: np.ndarray) -> float:
-    covariance = first.covariance
+def _crossed(first: Moments, second: Moments) -> Float64[np.ndarray, "k k"]:
+    """R' C1 R with R R' = C2: symmetric, with the eigenvalues of C1 C2, so that these are real and
+    known to rounding even where both are singular."""
+    crossed = second.root.T @ first.covariance @ second.root
+    return 0.5 * (crossed + crossed.T)
+
+
+def _distance(first: Moments, second: Moments, eigenvalues: np.ndarray) -> float:
+    """FD from the eigenvalues of C1 C2; those that rounding alone explains, whose roots would add
+    up, are 0."""
     apart = first.mean - second.mean
-    traces = np.trace(covariance) + np.trace(second.covariance)
-    # (C1 C2)^(1/2) has the eigenvalues of (R' C1 R)^(1/2), R R' = C2: a symmetric matrix, whose
-    # spectrum is real and known to rounding even where both are singular.
-    crossed = root.T @ covariance @ root
-    return float(apart @ apart + traces - 2.0 * np.sqrt(_spectrum(crossed)).sum())
-
-
-def root_of(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "d k"]:
-    """R with R R' = covariance; directions without variance are left out."""
-    values, vectors = np.linalg.eigh(0.5 * (covariance + covariance.T))
-    kept = values > _noise(values)
-    return vectors[:, kept] * np.sqrt(values[kept])
-
-
-def _spectrum(matrix: np.ndarray) -> np.ndarray:
-    """Eigenvalues; those that rounding alone explains, whose roots would add up, are 0."""
-    if not matrix.size:
-        return np.zeros(0)
-    values = np.linalg.eigvalsh(0.5 * (matrix + matrix.T))
-    return np.where(values > _noise(values), values, 0.0)
-
-
-def _noise(values: np.ndarray) -> float:
-    return float(len(values) * np.finfo(np.float64).eps * np.abs(values).max(initial=0.0))
+    traces = (np.trace(m.scatter) / (m.count - 1) for m in (first, second))
+    roots = np.sqrt(eigenvalues[eigenvalues > rounding(eigenvalues)])
+    return float(apart @ apart + sum(traces) - 2.0 * roots.sum())
 
 
 def frechet_estimate(parts: list[Moments], reference: Moments) -> Estimate:
-    """FD of a set, with the delete-a-group jackknife's standard error over its parts.
+    """FD of a set, with a standard error from how much its parts differ (`error_of_parts`).
 
     The error bar is that of drawing the samples again; the reference is taken as it is. The bias of
     order 1/n, by which few samples look worse, is not in it: see `frechet_infinity`.
+
+    Raises:
+        ConfigError: as `frechet_distance`.
     """
     whole = together(parts)
-    root = root_of(reference.covariance)
-    value = _distance(whole, reference, root)
-    without = []
-    if len(parts) > 1 and min(whole.count - part.count for part in parts) >= 2:
-        for left_out in range(len(parts)):
-            rest = together([part for k, part in enumerate(parts) if k != left_out])
-            without.append(_distance(rest, reference, root))
-    return Estimate(value, jackknife(without), whole.count)
+    _check(whole, reference)
+    values, vectors = scipy.linalg.eigh(
+        _crossed(whole, reference), driver="evd", check_finite=False
+    )
+    value = _distance(whole, reference, values)
+    # d FD = 2 (m1 - m2).dm + tr dC - tr(W dC), W = R (R' C1 R)^(-1/2) R' where that is regular: the
+    # samples have no variance elsewhere.
+    kept = values > rounding(values)
+    towards = reference.root @ (vectors[:, kept] * values[kept] ** -0.25)
+    slope = np.eye(len(whole.mean)) - towards @ towards.T
+    apart = whole.mean - reference.mean
+    slopes = []
+    for part in parts:
+        moved = part.mean - whole.mean
+        scatter = np.vdot(slope, part.scatter) / part.count - np.vdot(slope, whole.scatter) / (
+            whole.count
+        )
+        slopes.append(float(scatter + moved @ slope @ moved + 2.0 * apart @ moved))
+    error = error_of_parts([part.count for part in parts], slopes)
+    return Estimate(value, error, whole.count)
 
 
 def frechet_infinity(parts: list[Moments], reference: Moments) -> Estimate:
@@ -94,12 +102,13 @@ def frechet_infinity(parts: list[Moments], reference: Moments) -> Estimate:
         raise ConfigError(
             f"{found} samples: the limit of many needs at least {2 * FEWEST_POINTS} of them"
         )
-    root = root_of(reference.covariance)
-    counts, values = [], []
-    for number in range(max(1, len(parts) // 5), len(parts) + 1):
-        so_far = together(parts[:number])
+    first = max(1, len(parts) // 5)
+    so_far = together(parts[:first])
+    counts, values = [so_far.count], [frechet_distance(so_far, reference)]
+    for part in parts[first:]:
+        so_far = so_far + part
         counts.append(so_far.count)
-        values.append(_distance(so_far, reference, root))
+        values.append(frechet_distance(so_far, reference))
     return _intercept(np.asarray(counts, np.float64), np.asarray(values), counts[-1])
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from diffusion_jax.diffusion.likelihood import Estimate
 from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.evaluation import caption_score, frechet, kernel_distance, neighbours
+from diffusion_jax.evaluation.class_scores import SPLITS
 from diffusion_jax.evaluation.collected import Collected
 from diffusion_jax.evaluation.features.protocol import FeatureNetwork
 from diffusion_jax.evaluation.moments import GROUPS, Moments
@@ -52,11 +53,13 @@ class Score:
         name: with the network where it is not the field's own, such as "KID-EffNetLite0".
         estimate: value, standard error and n.
         remark: what a reader has to know about it.
+        metric: what it was asked for as, such as "kid".
     """
 
     name: str
     estimate: Estimate
     remark: str = ""
+    metric: str = ""
 
 
 def _frechet(samples: Collected, reference: Reference) -> list[tuple[str, Estimate, str]]:
@@ -135,6 +138,18 @@ METRICS: dict[str, Callable[[Collected, Reference], list[tuple[str, Estimate, st
 """Name -> the scores that it makes. `fid` is `fd` over the Inception network."""
 
 
+NEEDED = {
+    **dict.fromkeys(("fd", "sfid", "fd_infinity"), FEWEST),
+    **dict.fromkeys(("kid", "cmmd"), kernel_distance.FEWEST),
+    "precision_recall": neighbours.PRECISION_NEIGHBOURS + 2,
+    "density_coverage": neighbours.DENSITY_NEIGHBOURS + 2,
+    "inception_score": 2 * SPLITS,
+}
+"""Name -> samples that it needs at least."""
+BETTER_HIGH = ("precision", "recall", "density", "coverage", "IS", "class-accuracy", CAPTION_SCORE)
+"""Beginnings of the names of scores that are better when they are larger."""
+
+
 def scores(
     names: Sequence[str], samples: Collected, reference: Reference, network: FeatureNetwork
 ) -> list[Score]:
@@ -152,8 +167,22 @@ def scores(
             if samples.not_finite:
                 remarks.append(f"{samples.not_finite} samples not finite, left out")
             full = full_name(own, network.score)
-            result.append(Score(name=full, estimate=found, remark="; ".join(filter(None, remarks))))
+            told = "; ".join(filter(None, remarks))
+            result.append(Score(name=full, estimate=found, remark=told, metric=name))
     return result
+
+
+def check_count(names: Sequence[str], num: int) -> None:
+    """Raises ConfigError where a metric of `names` needs more samples than `num`."""
+    for name in names:
+        needed = NEEDED.get(name, 1)
+        if num < needed:
+            raise ConfigError(f"num={num}: {name} needs at least {needed} samples")
+
+
+def higher_is_better(score: str) -> bool:
+    """Whether a score of this name grows with quality; distances, bits and losses do not."""
+    return score.startswith(BETTER_HIGH)
 
 
 def full_name(own: str, score: str) -> str:

@@ -8,6 +8,7 @@ Memory does not grow with their number.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -42,6 +43,13 @@ class Moments:
             raise ConfigError(f"{self.count} examples have no covariance; expected at least 2")
         return self.scatter / (self.count - 1)
 
+    @functools.cached_property
+    def root(self) -> Float64[np.ndarray, "d k"]:
+        """R with R R' = covariance; directions without variance are left out."""
+        values, vectors = np.linalg.eigh(0.5 * (self.covariance + self.covariance.T))
+        kept = values > rounding(values)
+        return vectors[:, kept] * np.sqrt(values[kept])
+
     @classmethod
     def of(cls, features: Any) -> Moments:
         """Of features [n, D] at once."""
@@ -64,6 +72,12 @@ class Moments:
         scatter = self.scatter + other.scatter
         scatter = scatter + np.outer(apart, apart) * (self.count * share)
         return Moments(count, self.mean + apart * share, scatter)
+
+
+def rounding(eigenvalues: np.ndarray) -> float:
+    """How large rounding alone makes an eigenvalue that is 0."""
+    largest = np.abs(eigenvalues).max(initial=0.0)
+    return float(len(eigenvalues) * np.finfo(np.float64).eps * largest)
 
 
 class MomentStream:
@@ -124,11 +138,22 @@ def together(parts: list[Moments]) -> Moments:
     return result
 
 
-def jackknife(values: list[float]) -> float:
-    """Standard error from a statistic's values without one of G parts at a time (delete-a-group
-    jackknife, Shao and Wu 1989); infinite for fewer than two."""
-    count = len(values)
-    if count < 2:
+def error_of_parts(counts: Any, slopes: Any) -> float:
+    """Standard error of a statistic of all parts together, to first order.
+
+    The infinitesimal jackknife over parts (Jaeckel 1972; Efron 1982, chapter 6): what leaving out a
+    part at a time tells, without computing the statistic so often.
+
+    Args:
+        counts: [G], examples of each part.
+        slopes: [G], derivative of the statistic from all examples towards those of each part alone;
+            for a mean, the part's less that of all.
+
+    Returns:
+        The standard error; infinite for fewer than two parts.
+    """
+    counts, slopes = np.asarray(counts, np.float64), np.asarray(slopes, np.float64)
+    if len(counts) < 2:
         return math.inf
-    spread = np.var(np.asarray(values, np.float64)) * (count - 1)
-    return float(math.sqrt(spread))
+    moves = counts / counts.sum() * slopes
+    return math.sqrt(len(counts) / (len(counts) - 1) * float(moves @ moves))

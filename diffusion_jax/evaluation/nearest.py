@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from diffusion_jax import data
@@ -53,12 +54,13 @@ class Neighbours:
         found = stream.result()
         rows = [row for row, place in enumerate(places) if int(place) in self._pixels]
         rows = sorted(rows, key=lambda row: found.ratio[row])[:SHOWN]
-        near = to_uint8(training.fetch(found.index[rows])["x"])
-        pairs: list[Any] = []
-        for row, neighbour in zip(rows, near, strict=True):
-            pairs += [self._pixels[int(places[row])], neighbour]
-        save_png(folder / f"nearest_{step:08d}.png", image_grid(np.stack(pairs), columns=8))
+        if jax.process_index() == 0:
+            near = to_uint8(training.fetch(found.index[rows])["x"])
+            pairs: list[Any] = []
+            for row, neighbour in zip(rows, near, strict=True):
+                pairs += [self._pixels[int(places[row])], neighbour]
+            save_png(folder / f"nearest_{step:08d}.png", image_grid(np.stack(pairs), columns=8))
         rate = memorisation(found)
         remark = f"nearer than {COPY_RATIO:.2g} of the next nearest, of {len(training)}"
         name = full_name("memorisation", extractor.network.score)
-        return Score(name=name, estimate=rate, remark=remark)
+        return Score(name=name, estimate=rate, remark=remark, metric="nearest")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 
 from diffusion_jax.diffusion.likelihood import Estimate, estimate
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.evaluation import distances
+from diffusion_jax.evaluation.distances import Points
 
 PRECISION_NEIGHBOURS = 3
 """Of precision and recall (Kynkaanniemi et al. 2019)."""
@@ -19,18 +20,6 @@ DENSITY_NEIGHBOURS = 5
 COPY_RATIO = 1.0 / 3.0
 """A sample this much nearer to one training example than to the next is a copy (Yoon et al.
 2023)."""
-ROWS = 1024
-
-
-def _blocks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, Float[np.ndarray, "rows m"]]]:
-    """Squared distances of all pairs, [rows, m] at a time: memory grows with m alone."""
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    norms = (y**2).sum(1)
-    for start in range(0, len(x), ROWS):
-        rows = slice(start, min(start + ROWS, len(x)))
-        part = x[rows]
-        squares = (part**2).sum(1)[:, None] + norms - 2.0 * part @ y.T
-        yield rows, np.maximum(squares, 0.0)
 
 
 def radii(x: Any, neighbours: int) -> Float[np.ndarray, " n"]:
@@ -39,17 +28,26 @@ def radii(x: Any, neighbours: int) -> Float[np.ndarray, " n"]:
     Raises:
         ConfigError: not more than k examples.
     """
-    if len(x) <= neighbours:
+    points = x if isinstance(x, Points) else Points.of(x)
+    if len(points.values) <= neighbours:
         raise ConfigError(
-            f"{len(x)} examples: a score of {neighbours} neighbours needs at least "
+            f"{len(points.values)} examples: a score of {neighbours} neighbours needs at least "
             f"{neighbours + 1} of the samples and of the reference"
         )
-    found = np.empty(len(x))
-    for rows, squares in _blocks(x, x):
-        # Itself is at distance 0, to rounding: it is left out by place, not by value.
-        squares[np.arange(len(squares)), np.arange(rows.start, rows.stop)] = np.inf
-        found[rows] = np.partition(squares, neighbours - 1, axis=1)[:, neighbours - 1]
+    found = np.empty(len(points.values))
+    for block in distances.blocks(points, points):
+        # Itself, at distance 0, is left out by place: others may be there as well.
+        row, column, squares = block.nearest(neighbours + 1)
+        other = column != row + block.rows.start
+        pairs = row[other], column[other], squares[other]
+        found[block.rows] = distances.smallest(*pairs, len(block.squares), neighbours)[0][:, -1]
     return found
+
+
+def _both(samples: Any, reference: Any) -> tuple[Points, Points]:
+    """Both from the centre of the reference."""
+    y = Points.of(reference)
+    return Points.of(samples, y.centre), y
 
 
 def precision_recall(
@@ -61,12 +59,13 @@ def precision_recall(
     neighbour of each; recall that of the reference within the balls of the samples. Standard errors
     are those of a share, the balls being given.
     """
-    reference_radii, sample_radii = radii(reference, neighbours), radii(samples, neighbours)
+    x, y = _both(samples, reference)
+    reference_radii, sample_radii = radii(y, neighbours), radii(x, neighbours)
     inside: Bool[np.ndarray, " n"] = np.zeros(len(samples), bool)
     covered: Bool[np.ndarray, " m"] = np.zeros(len(reference), bool)
-    for rows, squares in _blocks(samples, reference):
-        inside[rows] = (squares <= reference_radii).any(1)
-        covered |= (squares <= sample_radii[rows][:, None]).any(0)
+    for block in distances.blocks(x, y):
+        inside[block.rows] = block.within(reference_radii).any(1)
+        covered |= block.within(sample_radii[block.rows, None]).any(0)
     return estimate(inside), estimate(covered)
 
 
@@ -78,12 +77,13 @@ def density_coverage(
     Density is the number of balls of the reference that hold a sample, over k: about 1 for samples
     of the same law, and not limited to it. Coverage is the share of balls that hold any sample.
     """
-    reach = radii(reference, neighbours)
+    x, y = _both(samples, reference)
+    reach = radii(y, neighbours)
     holding = np.zeros(len(samples))
     covered = np.zeros(len(reference), bool)
-    for rows, squares in _blocks(samples, reference):
-        within = squares <= reach
-        holding[rows] = within.sum(1) / neighbours
+    for block in distances.blocks(x, y):
+        within = block.within(reach)
+        holding[block.rows] = within.sum(1) / neighbours
         covered |= within.any(0)
     return estimate(holding), estimate(covered)
 
@@ -106,21 +106,24 @@ class NearestStream:
     """Finds them while the training examples stream by: memory grows with the samples alone."""
 
     def __init__(self, samples: Any) -> None:
-        self._samples = np.asarray(samples, np.float64)
-        self._squares = np.full((len(self._samples), 2), np.inf)
-        self._index = np.zeros((len(self._samples), 2), np.int64)
+        self._samples = Points.of(samples)
+        self._squares = np.full((len(self._samples.values), 2), np.inf)
+        self._index = np.zeros((len(self._samples.values), 2), np.int64)
         self._seen = 0
 
     def add(self, training: Any) -> None:
         """Takes the features [m, D] of the next m training examples."""
-        for rows, squares in _blocks(self._samples, training):
-            places = np.broadcast_to(np.arange(len(training)) + self._seen, squares.shape)
-            all_squares = np.concatenate([self._squares[rows], squares], axis=1)
-            all_places = np.concatenate([self._index[rows], places], axis=1)
-            best = np.argsort(all_squares, axis=1, kind="stable")[:, :2]
-            self._squares[rows] = np.take_along_axis(all_squares, best, 1)
-            self._index[rows] = np.take_along_axis(all_places, best, 1)
-        self._seen += len(training)
+        new = Points.of(training, self._samples.centre)
+        for block in distances.blocks(self._samples, new):
+            known, places = self._squares[block.rows], self._index[block.rows]
+            count = min(2, len(new.values))
+            row, column, squares = block.nearest(count, known[:, 1])
+            before = np.repeat(np.arange(len(known)), 2), places.ravel(), known.ravel()
+            after = row, column + self._seen, squares
+            pairs = map(np.concatenate, zip(before, after, strict=True))
+            found = distances.smallest(*pairs, len(known), 2)
+            self._squares[block.rows], self._index[block.rows] = found
+        self._seen += len(new.values)
 
     def result(self) -> Nearest:
         """The nearest of all so far.

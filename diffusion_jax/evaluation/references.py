@@ -10,19 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from diffusion_jax import data
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation.collected import KEPT, Collected
 from diffusion_jax.evaluation.features.extract import Extractor
-from diffusion_jax.evaluation.features.protocol import HASH_DIGITS
+from diffusion_jax.evaluation.features.protocol import HASH_DIGITS, FeatureNetwork
 from diffusion_jax.evaluation.frechet import as_moments
 from diffusion_jax.evaluation.metrics import Reference
 from diffusion_jax.evaluation.moments import Moments
+from diffusion_jax.parallel.distributed import by_main
 from diffusion_jax.visual.pixels import replace_file, to_uint8
 
-LAYOUT = 1
+LAYOUT = 2
 """Of the kept files; another is computed anew."""
 BATCH = 256
 
@@ -36,10 +38,14 @@ def pictures(source: data.Source) -> Iterator[tuple[np.ndarray, np.ndarray | Non
 
 
 def content_hash(source: data.Source) -> str:
-    """16 hexadecimal digits of the SHA-256 of all pictures in order."""
+    """16 hexadecimal digits: a SHA-256 over those of all pictures, in whatever order they come."""
+    found = [
+        hashlib.sha256(np.ascontiguousarray(one).tobytes()).digest()
+        for pixels, _ in pictures(source)
+        for one in pixels
+    ]
     digest = hashlib.sha256(repr(source.spec.shape).encode())
-    for pixels, _ in pictures(source):
-        digest.update(np.ascontiguousarray(pixels).tobytes())
+    digest.update(b"".join(sorted(found)))
     return digest.hexdigest()[:HASH_DIGITS]
 
 
@@ -58,26 +64,39 @@ def of_source(
     Raises:
         ConfigError: no pictures, or features that are not finite.
     """
-    hashed = content_hash(source)
-    network = extractor.network
-    key = hashlib.sha256(
-        f"{LAYOUT} {hashed} {network.name} {network.weights_hash} {network.resize} {wanted} {KEPT}"
-        "".encode()
-    ).hexdigest()[:HASH_DIGITS]
-    path = folder / f"{key}.npz"
-    known = read_arrays(path)
-    if known is None:
+    # Process 0 alone reads and writes what is kept: disks of other hosts may hold something else.
+    known = by_main(lambda: _known(source, extractor.network, wanted, folder))
+    hashed, key = known.pop("hashed").item(), known.pop("key").item()
+    if not known:
         collected = Collected(len(source), wanted)
         for pixels, labels in pictures(source):
             collected.add(pixels, extractor, labels)
         known = _arrays(collected)
-        write_arrays(path, known)
+        if jax.process_index() == 0:
+            write_arrays(_path(folder, key), known)
     moments = {
         one: Moments(len(source), known[f"{one}_mean"], known[f"{one}_scatter"]) for one in wanted
     }
     return Reference(
         name=name, hash=hashed, count=len(source), moments=moments, features=known["kept"]
     )
+
+
+def _known(
+    source: data.Source, network: FeatureNetwork, wanted: tuple[str, ...], folder: Path
+) -> dict[str, np.ndarray]:
+    """The hash of the pictures, the key of what is kept, and that where it is there."""
+    hashed = content_hash(source)
+    key = hashlib.sha256(
+        f"{LAYOUT} {hashed} {network.name} {network.weights_hash} {network.resize} {wanted} {KEPT}"
+        "".encode()
+    ).hexdigest()[:HASH_DIGITS]
+    kept = read_arrays(_path(folder, key)) or {}
+    return {"hashed": np.asarray(hashed), "key": np.asarray(key), **kept}
+
+
+def _path(folder: Path, key: str) -> Path:
+    return folder / f"{key}.npz"
 
 
 def of_file(path: str | os.PathLike[str]) -> Reference:

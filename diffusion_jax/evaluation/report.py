@@ -6,11 +6,12 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.evaluation.metrics import Score
+from diffusion_jax.evaluation.metrics import ENOUGH, Score
+from diffusion_jax.visual.pixels import replace_file
 
 JSONL = "eval.jsonl"
 TABLE = "eval.md"
@@ -24,6 +25,7 @@ COLUMNS = (
     "steps",
     "evaluations",
     "guidance",
+    "conditions",
     "ema",
     "features",
     "weights_hash",
@@ -80,6 +82,7 @@ def rows(scores: Iterable[Score], under: Circumstances) -> list[dict[str, Any]]:
     return [
         {
             "score": score.name,
+            "metric": score.metric,
             "value": score.estimate.value,
             "standard_error": score.estimate.standard_error,
             "n": score.estimate.n,
@@ -88,6 +91,20 @@ def rows(scores: Iterable[Score], under: Circumstances) -> list[dict[str, Any]]:
         }
         for score in scores
     ]
+
+
+def scalars(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Scores and their standard errors under names for curves.
+
+    Those of few samples, which cannot be compared with those of many, have their number in them.
+    """
+    found = {}
+    for row in rows:
+        samples = row.get("samples", ENOUGH)
+        few = f"_of_{samples}" if samples < ENOUGH else ""
+        found[f"eval/{row['score']}{few}"] = row["value"]
+        found[f"eval/{row['score']}{few}_standard_error"] = row["standard_error"]
+    return found
 
 
 def append(folder: Path, new: list[dict[str, Any]]) -> None:
@@ -105,6 +122,20 @@ def append(folder: Path, new: list[dict[str, Any]]) -> None:
         file.flush()
         os.fsync(file.fileno())
     (folder / TABLE).write_text(table(read(folder)))
+
+
+def cut(folder: Path, past: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Takes rows out of eval.jsonl and its table, where there are any to take."""
+    before = read(folder)
+    kept = [row for row in before if not past(row)]
+    if len(kept) == len(before):
+        return
+
+    def write(path: Path) -> None:
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    replace_file(folder / JSONL, write)
+    (folder / TABLE).write_text(table(kept))
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

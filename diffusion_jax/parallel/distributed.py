@@ -6,18 +6,21 @@ process, so a run behaves alike on one machine and on many.
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.errors import ConfigError, DataError
 
 T = TypeVar("T")
 
@@ -33,6 +36,9 @@ PROXY_EXEMPT = "no_proxy"
 # A process alone waits for nobody; with a limit it would die of its own silence on waking up, after
 # Ctrl-Z or the suspension of a virtual machine. Seconds: as good as never.
 _HEARTBEAT_ALONE = 10**7
+
+# Milliseconds that processes wait for one that downloads or computes something: a day.
+_PATIENCE = 86_400_000
 
 
 def initialize(
@@ -197,7 +203,8 @@ def _start_on_cluster(options: dict) -> bool:
 def reached_preemption(step: int) -> bool:
     """Whether all processes should save at `step` and leave, since one received SIGTERM.
 
-    True at the same step in every process. Must be called at every step, by every process.
+    True at the same step in every process, and then no more. Must be called at every step, by every
+    process.
     False when the runtime was not started, or started without `agree_on_sigterm`.
     """
     if not jax.distributed.is_initialized():
@@ -207,6 +214,23 @@ def reached_preemption(step: int) -> bool:
     return bool(multihost_utils.reached_preemption_sync_point(step))
 
 
+class Preemption:
+    """Asks `reached_preemption` as often as it likes, also within a step, and remembers a yes.
+
+    Every process must ask equally often: the questions are counted in place of the steps.
+    """
+
+    def __init__(self) -> None:
+        self._asked, self._reached = 0, False
+
+    def reached(self) -> bool:
+        """Whether all processes should save and leave."""
+        if not self._reached:
+            self._asked += 1
+            self._reached = reached_preemption(self._asked)
+        return self._reached
+
+
 def main_first(make: Callable[[], T]) -> T:
     """What `make` returns, made by process 0 before the others: a data set that is missing is then
     downloaded once, and found by the rest. Every process must call it."""
@@ -214,10 +238,20 @@ def main_first(make: Callable[[], T]) -> T:
         return make()
     if jax.process_index() == 0:
         made = make()
-        multihost_utils.sync_global_devices("main_first")
+        _wait("main_first")
         return made
-    multihost_utils.sync_global_devices("main_first")
+    _wait("main_first")
     return make()
+
+
+_PASSED = itertools.count()
+
+
+def _wait(name: str) -> None:
+    """Returns when all processes are here, however long one of them is at work; a collective of
+    devices gives up after a while."""
+    barrier = multihost.get_barrier_sync_fn()
+    barrier(key=f"diffusion_jax_{name}_{next(_PASSED)}", timeout_ms=_PATIENCE)
 
 
 def gather_json(value: Any) -> list[Any]:
@@ -234,3 +268,40 @@ def gather_json(value: Any) -> list[Any]:
     padded[: text.size] = text
     rows = np.asarray(multihost_utils.process_allgather(padded))
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def by_main(make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays that `make` returns in process 0, the same in all. Every process must call it.
+
+    For what one alone should compute, read or write: disks of other hosts may hold something else.
+
+    Raises:
+      ConfigError, DataError: what `make` raises, in every process.
+    """
+    if jax.process_count() == 1:
+        return dict(make())
+    content, error = b"", None
+    if jax.process_index() == 0:
+        try:
+            content = _packed(make())
+        except (ConfigError, DataError) as mistake:
+            error = mistake
+    _wait("by_main")
+    said = [type(error).__name__, str(error)] if error is not None else None
+    size, said = gather_json([len(content), said])[0]
+    if error is not None:
+        raise error
+    if said is not None:
+        kind = ConfigError if said[0] == ConfigError.__name__ else DataError
+        raise kind(f"process 0 of the run: {said[1]}")
+    mine = np.frombuffer(content, np.uint8) if content else np.zeros(size, np.uint8)
+    whole = np.asarray(multihost_utils.broadcast_one_to_all(mine))
+    with np.load(io.BytesIO(whole.tobytes()), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    file = io.BytesIO()
+    # As bytes: a device would cut 64 bits to 32.
+    np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+    return file.getvalue()

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from diffusion_jax.networks import compiler_options
+from diffusion_jax.parallel.flops import count_flops
 from diffusion_jax.parallel.mesh import batch_sharding, replicated
 from diffusion_jax.parallel.sharding import shardings_for, with_shardings
 from diffusion_jax.training.metrics import metric_names, pack
@@ -82,6 +83,16 @@ class CompiledTrainer:
         """Names of the rows of the packed metrics."""
         _, metrics = jax.eval_shape(self.trainer.train_step, self.abstract_state, frozen, batch)
         return metric_names(metrics)
+
+    def forward_flops(self, batch: PyTree, frozen: PyTree) -> float:
+        """Analytic FLOPs of one forward pass of the objective over a global batch."""
+        size = jax.tree.leaves(batch)[0].shape[0]
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
+        stratum = jax.ShapeDtypeStruct((size,), "float32")
+        evaluate = functools.partial(self.trainer.evaluate, cells=size)
+        state = self.abstract_state
+        found = count_flops(evaluate, state.params, state, frozen, batch, keys, stratum)
+        return float(found)
 
     def lower(self, batch: PyTree, frozen: PyTree) -> jax.stages.Lowered:
         """Lowers `(state, frozen, batch) -> (state, packed metrics, bad examples)`.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -57,6 +57,40 @@ class Hook:
         return step == last or (self.every > 0 and step % self.every == 0)
 
 
+class Interrupted(Exception):
+    """An evaluation gave way to a machine that is wanted back."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What an evaluation found.
+
+    Attributes:
+        scalars: to write.
+        best: whether the state has to be saved, as the best so far.
+    """
+
+    scalars: Mapping[str, float]
+    best: bool
+
+
+@runtime_checkable
+class Evaluations(Protocol):
+    """Long evaluations of the state, after it was saved; every process calls them alike."""
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether to evaluate after update number `step` of `last`."""
+        ...
+
+    def owed(self, step: int, last: int) -> bool:
+        """Whether that of `step` was due before this start, but never came to its end."""
+        ...
+
+    def run(self, state: Any, step: int, stop: Callable[[], bool]) -> Evaluated:
+        """Evaluates; raises `Interrupted` soon after `stop` says so."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopOptions:
     """Intervals and limits, in steps.
@@ -95,8 +129,10 @@ class Loop:
         ids: position -> int64 [B], the ids of the global batch, to name a skipped one.
         metric_names: rows of the packed metrics.
         save: `(state, step)`: starts to write a checkpoint.
-        should_stop: step -> whether the machine is wanted back; agrees over all processes.
-        hooks: validation, sample grids, evaluations.
+        should_stop: step -> whether the machine is wanted back; agrees over all processes, which
+            ask equally often, and remembers.
+        hooks: validation, sample grids.
+        evaluations: scores of samples, where some are asked for.
         writer, progress: where things are shown.
         workdir: where a profile goes.
     """
@@ -113,6 +149,7 @@ class Loop:
     writer: Writer
     progress: Progress
     workdir: str
+    evaluations: Evaluations | None = None
 
     def run(self, state: TrainState) -> TrainState:
         """Trains from `state` to `options.steps` updates.
@@ -130,6 +167,8 @@ class Loop:
         if passed := self._profile.passed(start):
             self.progress.note(passed)
         try:
+            if self.evaluations is not None and self.evaluations.owed(start, self.options.steps):
+                self._evaluate(self.evaluations, state, start, saved=True)
             for step in range(start + 1, self.options.steps + 1):
                 state = self._step(state, step)
         finally:
@@ -157,9 +196,29 @@ class Loop:
         if saves:
             self.writer.flush()
             self.save(state, step)
+        if self.evaluations is not None and self.evaluations.due(step, self.options.steps):
+            saves = self._evaluate(self.evaluations, state, step, saved=saves)
         if not last and self.should_stop(step):
             self._leave(state, step, saved=saves)
         return state
+
+    def _evaluate(
+        self, evaluations: Evaluations, state: TrainState, step: int, *, saved: bool
+    ) -> bool:
+        """Whether the state is saved now."""
+        with self._clock.paused(self.batches):
+            jax.block_until_ready(state.step)
+            try:
+                found = evaluations.run(state, step, lambda: self.should_stop(step))
+            except Interrupted:
+                # Also of the last step: the scores are made up for at the next start.
+                self._leave(state, step, saved=saved)
+        self.writer.scalars(step, found.scalars)
+        if found.best and not saved:
+            self._log(step)
+            self.writer.flush()
+            self.save(state, step)
+        return saved or found.best
 
     def _log(self, step: int) -> None:
         """Writes the row of `step`, which a log line and a preemption may both ask for."""
@@ -205,7 +264,7 @@ class Loop:
         what = "non-finite examples" if skipped.bad_examples.any() else "all finite; batch"
         return f"step {skipped.step} skipped: non-finite update; {what}: id {shown}"
 
-    def _leave(self, state: TrainState, step: int, *, saved: bool) -> None:
+    def _leave(self, state: TrainState, step: int, *, saved: bool) -> NoReturn:
         if not saved:
             self._log(step)
             self.writer.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,10 +42,13 @@ def save_png(
 
 
 def replace_file(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
-    """Let `write` make a file and then give it its name, so that nobody ever reads half of it."""
+    """Let `write` make a file and then give it its name, so that nobody ever reads half of it.
+
+    Of several that write it at once, on this or other machines, one is last.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -7,6 +7,9 @@ distance over it is never a FID: it is called FD-EffNetLite0.
 Outputs:
     features  [B, 1280]  the mean over the last 7x7 map
     logits    [B, 1000]  ImageNet classes
+
+Its maps are those of the last block at each resolution: 112x112x16, 56x56x24, 28x28x40, 14x14x112
+and 7x7x320.
 """
 
 from __future__ import annotations
@@ -84,6 +87,7 @@ def build(tensors: Mapping[str, np.ndarray], path: str) -> FeatureNetwork:
         apply=apply,
         resize=RESIZE,
         weights_hash=params_hash(params),
+        maps=maps,
     )
 
 
@@ -113,19 +117,37 @@ def apply(params: Any, pictures: Array | np.ndarray) -> dict[str, Float[Array, "
     Raises:
         ValueError: another type or shape.
     """
-    return _network(params, (antialiased(layers.floats(pictures), SIZE) - 127) / 128)
+    return _network(params, _scaled(pictures))
+
+
+def maps(params: Any, pictures: Array | np.ndarray) -> tuple[Float[Array, "b _ _ _"], ...]:
+    """What the last block at each resolution puts out, of pictures as of `apply`."""
+    return _maps(params, _scaled(pictures))
+
+
+def _scaled(pictures: Array | np.ndarray) -> Float[Array, "b 224 224 3"]:
+    return (antialiased(layers.floats(pictures), SIZE) - 127) / 128
 
 
 # Compiled apart from the resizing, once for pictures of all sizes.
 @jax.jit
 def _network(params: Any, x: Float[Array, "b 224 224 3"]) -> dict[str, Float[Array, "b d"]]:
-    x = _step(params, "_conv_stem", "_bn0", x, stride=2)
-    for i, block in enumerate(blocks()):
-        x = _run_block(params["_blocks"][str(i)], block, x)
+    x = _maps(params, x)[-1]
     features = _step(params, "_conv_head", "_bn1", x).mean((1, 2))
     highest = jax.lax.Precision.HIGHEST
     logits = jnp.matmul(features, params["_fc"]["weight"], precision=highest)
     return {"features": features, "logits": logits + params["_fc"]["bias"]}
+
+
+@jax.jit
+def _maps(params: Any, x: Float[Array, "b 224 224 3"]) -> tuple[Float[Array, "b _ _ _"], ...]:
+    x = _step(params, "_conv_stem", "_bn0", x, stride=2)
+    found: list[Array] = []
+    for i, block in enumerate(blocks()):
+        if block.stride != 1:
+            found.append(x)
+        x = _run_block(params["_blocks"][str(i)], block, x)
+    return (*found, x)
 
 
 def _run_block(params: Any, block: Block, x: Array) -> Array:

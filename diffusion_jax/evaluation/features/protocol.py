@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,8 @@ class FeatureNetwork:
             (class scores before the softmax) where it has them.
         resize: how it resizes, in words.
         weights_hash: `params_hash(params)`.
+        maps: `(params, uint8 [B, H, W, 3]) -> (float32 [B, h, w, C], ...)`, what layers of several
+            depths put out, pure, resized and scaled as in `apply`; None where none are given.
     """
 
     name: str
@@ -36,6 +38,7 @@ class FeatureNetwork:
     apply: Callable[[PyTree, Any], Mapping[str, Any]]
     resize: str
     weights_hash: str
+    maps: Callable[[PyTree, Any], Sequence[Any]] | None = None
 
 
 def params_hash(params: PyTree) -> str:

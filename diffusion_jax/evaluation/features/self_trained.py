@@ -51,9 +51,9 @@ def init(key: Key[Array, ""], classes: int) -> PyTree:
     return params
 
 
-def forward(params: PyTree, pixels: UInt8[Array, "b h w 3"]) -> dict[str, Float[Array, "b _"]]:
-    """Features [B, 64] and logits of the classes, at the resolution of the pictures."""
-    x = pixels.astype(jnp.float32) / 127.5 - 1.0
+def maps(params: PyTree, pixels: UInt8[Array, "b h w 3"]) -> tuple[Float[Array, "b _ _ _"], ...]:
+    """What each convolution puts out: the whole, half and a quarter of the pictures' resolution."""
+    x, found = pixels.astype(jnp.float32) / 127.5 - 1.0, []
     for number in range(len(CHANNELS)):
         layer = params[f"conv{number}"]
         stride = (1, 1) if number == 0 else (2, 2)
@@ -62,7 +62,13 @@ def forward(params: PyTree, pixels: UInt8[Array, "b h w 3"]) -> dict[str, Float[
             x, layer["kernel"], stride, "SAME", dimension_numbers=numbers
         )
         x = jax.nn.relu(x + layer["bias"])
-    x = x.mean((1, 2))
+        found.append(x)
+    return tuple(found)
+
+
+def forward(params: PyTree, pixels: UInt8[Array, "b h w 3"]) -> dict[str, Float[Array, "b _"]]:
+    """Features [B, 64] and logits of the classes, at the resolution of the pictures."""
+    x = maps(params, pixels)[-1].mean((1, 2))
     features = jax.nn.gelu(x @ params["dense"]["kernel"] + params["dense"]["bias"])
     logits = features @ params["classes"]["kernel"] + params["classes"]["bias"]
     return {"features": features, "logits": logits}
@@ -78,7 +84,21 @@ def build(params: PyTree) -> FeatureNetwork:
         apply=forward,
         resize="none",
         weights_hash=params_hash(params),
+        maps=maps,
     )
+
+
+def check(count: int, size: tuple[int, int], *, by_class: bool) -> None:
+    """Raises ConfigError unless a network can learn from so many pictures (height, width)."""
+    if count < NEEDED:
+        raise ConfigError(
+            f"{count} examples: a feature network of the data itself needs at least {NEEDED}"
+        )
+    if not by_class and size[0] != size[1]:
+        raise ConfigError(
+            f"pictures of {size[0]} x {size[1]} without classes: quarter turns need square ones; "
+            "name the weights of a feature network"
+        )
 
 
 def train(
@@ -101,15 +121,7 @@ def train(
     Raises:
         ConfigError: fewer than 100 pictures, or quarter turns of pictures that are not square.
     """
-    if len(pixels) < NEEDED:
-        raise ConfigError(
-            f"{len(pixels)} examples: a feature network of the data itself needs at least {NEEDED}"
-        )
-    if labels is None and pixels.shape[1] != pixels.shape[2]:
-        raise ConfigError(
-            f"pictures of {pixels.shape[1]} x {pixels.shape[2]} without classes: quarter turns "
-            "need square ones; name the weights of a feature network"
-        )
+    check(len(pixels), (pixels.shape[1], pixels.shape[2]), by_class=labels is not None)
     steps = STEPS if steps is None else steps
     root = jax.random.key(seed)
     params = init(root, TURNS if labels is None else classes)
