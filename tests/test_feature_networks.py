@@ -172,8 +172,8 @@ def test_pictures_and_their_prompts(run, both_towers, expected, tmp_path, named)
 
 def test_captions_that_cannot_be_scored(run, weights, both_towers, tmp_path):
     file = f"clip:{both_towers}/model.safetensors"
-    words = "metrics=clip_score: prompts=None, but every sample needs a caption; give --prompt"
-    assert refusal(run, file, "clip_score").startswith(words)
+    words = "metrics=clip_score: prompts='', but every sample needs a caption; give --prompt"
+    assert refusal(run, file, "clip_score", prompts=["grey 1", ""]).startswith(words)
     given = {"metrics": "clip_score", "prompts": PROMPTS}
     for other in ("self", f"efficientnet_lite0:{weights}", "clip"):
         words = f"metrics=clip_score: features={other!r} has no text tower; expected clip:FILE"

@@ -144,7 +144,7 @@ NEEDED = {
     "inception_score": 2 * SPLITS,
 }
 """Name -> samples that it needs at least."""
-BETTER_HIGH = ("precision", "recall", "density", "coverage", "IS", "class-accuracy", "CLIP-score")
+BETTER_HIGH = ("precision", "recall", "density", "coverage", "IS", "class-accuracy", CAPTION_SCORE)
 """Beginnings of the names of scores that are better when they are larger."""
 OF_CLASSES = ("inception_score", "class_accuracy")
 OF_FEATURES = ("kid", "cmmd", "precision_recall", "density_coverage")
