@@ -87,7 +87,7 @@ def evaluate(
     parts = config, pipeline, names, features, reference, num, sources, note
     evaluation = Evaluation.build(*parts, split=split, bpd=bpd)
     rows = evaluation.rows(
-        pipeline, num, folder, under, options, lambda done: note(f"{done}/{num} samples")
+        pipeline, num, folder, under, options, lambda done: note(f"{done}/{num} done")
     )
     _write(config, folder, rows)
     return rows

@@ -166,12 +166,13 @@ def _nested(flat: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _accuracy(network: FeatureNetwork, config: Any, by_class: bool) -> str:
-    """How well it knows classes that it did not learn from."""
-    if not by_class:
-        return "learned quarter turns"
+    """How well it knows what it learned, of pictures that it did not learn from."""
     right, apply = 0, jax.jit(network.apply)
     held = data.drawn(builders.source(config, "validation"), JUDGED_BY)
     for pixels, labels in references.pictures(held):
-        logits = apply(network.params, three_channels(pixels))["logits"]
+        seen = three_channels(pixels)
+        seen, labels = (seen, labels) if by_class else self_trained.turned(seen)
+        logits = apply(network.params, seen)["logits"]
         right += int((np.asarray(logits).argmax(1) == labels).sum())
-    return f"right for {right / len(held):.1%} of {len(held)} held out"
+    of = "" if by_class else "quarter turns of "
+    return f"right for {right / len(held):.1%} of {of}{len(held)} held out"

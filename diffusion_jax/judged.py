@@ -141,6 +141,7 @@ class Judged:
         if near is not None:
             sheets = folder / FOLDER
             found.append(near.score(collected, self.training, self.extractor, sheets, under.step))
+            sampled += near.feature_seconds
         seconds = time.perf_counter() - began
         given = {k: v for k, v in options.items() if k in _OPTIONS}
         chosen = pipeline.options(**given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -211,8 +212,9 @@ def test_the_door_prints_bits_with_their_errors(start_door, run):
     ]
     code, out, err = started[0].wait(120)
     assert code == 0, err
-    value, sign, error, unit = out.split()[:4]
-    assert (sign, unit) == ("+-", "bits/dim")
+    said = re.search(r"^([0-9.]+) \+- ([0-9.]+) bits/dim ", out, re.MULTILINE)
+    assert said, out
+    value, error = said.groups()
     options = {"num": 16, "seed": 3, "draws": 2, "spread": "independent"}
     found = diffusion_jax.bits_per_dim(run[0], **options).bits_per_dim
     assert float(value) == pytest.approx(found.value, rel=1e-3)

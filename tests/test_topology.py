@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import diffusion_jax
-from diffusion_jax import builders, workdir
+from diffusion_jax import best_checkpoint, builders, workdir
 from diffusion_jax import config as configs
 from diffusion_jax.api import Run
 from diffusion_jax.config import differences
@@ -33,6 +33,13 @@ OPTIONS = (
     f"--config.steps={STEPS}",
 )
 SHARDED = ("--config.mesh.data=2", "--config.mesh.fsdp=4")
+# Of a number of examples that fills neither the last batch nor the devices.
+SCORED = (
+    "--config.evaluation.metrics=bpd",
+    "--config.evaluation.every=4",
+    "--config.evaluation.num=21",
+    "--config.evaluation.best=bpd",
+)
 
 
 def rows(folder: Path) -> list[dict]:
@@ -41,6 +48,10 @@ def rows(folder: Path) -> list[dict]:
 
 def losses(folder: Path) -> list[float]:
     return [row["train/loss"] for row in rows(folder) if "train/loss" in row]
+
+
+def scores(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
 
 
 def ids_of(file: Path) -> dict[int, list[int]]:
@@ -83,7 +94,7 @@ def start_pair(start_door, folder: Path, *options: str, ids: str = "pair", workd
 def eight(start_door, tmp_path_factory):
     """A run of one process on 2 x 4 devices."""
     folder = tmp_path_factory.mktemp("topology") / "eight"
-    arguments = [*OPTIONS, *SHARDED, f"--workdir={folder}"]
+    arguments = [*OPTIONS, *SHARDED, *SCORED, f"--workdir={folder}"]
     ids = folder.with_suffix(".ids")
     code, _, err = start_door("main", *arguments, ids=ids, DIFFUSION_JAX_CPU_DEVICES=8).wait(120)
     assert code == 0, err
@@ -120,7 +131,7 @@ def test_a_run_of_eight_devices_goes_on_with_one(start_door, eight, tmp_path):
     single = ("--config.mesh.data=1", "--config.mesh.fsdp=1")
     for folder in (one, moved):
         ids = folder.with_suffix(".ids")
-        door = start_door("main", *OPTIONS, *single, f"--workdir={folder}", ids=ids)
+        door = start_door("main", *OPTIONS, *SCORED, *single, f"--workdir={folder}", ids=ids)
         code, out, err = door.wait(120)
         assert code == 0, err
     assert "resumed from step 4 of" in out
@@ -129,6 +140,21 @@ def test_a_run_of_eight_devices_goes_on_with_one(start_door, eight, tmp_path):
     assert ids_of(one.with_suffix(".ids")) == ids_of(eight.with_suffix(".ids"))
     np.testing.assert_allclose(losses(one), losses(eight), rtol=1e-5)
     np.testing.assert_allclose(losses(moved), losses(eight), rtol=1e-5)
+    same_scores(moved, eight)
+
+
+def same_scores(folder: Path, other: Path) -> None:
+    """Scores during a training, and the best checkpoint, but for rounding and for how long."""
+    pairs = list(zip(scores(folder), scores(other), strict=True))
+    assert [row["step"] for row, _ in pairs if row["score"] == "bits/dim"] == [4, 8]
+    for row, one in pairs:
+        assert (row["score"], row["step"], row["n"]) == (one["score"], one["step"], one["n"])
+        np.testing.assert_allclose(row["value"], one["value"], rtol=1e-4)
+        np.testing.assert_allclose(row["standard_error"], one["standard_error"], rtol=1e-3)
+    best = [best_checkpoint.read(one) for one in (folder, other)]
+    assert best[0]
+    assert best[1]
+    assert best[0]["step"] == best[1]["step"]
 
 
 GLOO = (
@@ -139,7 +165,7 @@ GLOO = (
 
 def test_two_processes_train_as_one(start_door, eight, tmp_path):
     folder = tmp_path / "pair"
-    results = [door.wait(120) for door in start_pair(start_door, folder)]
+    results = [door.wait(120) for door in start_pair(start_door, folder, *SCORED)]
     assert [code for code, _, _ in results] == [0, 0], results
     # Only process 0 shows and writes anything; Gloo's threads mix the pieces of their lines.
     assert re.sub(GLOO, "", results[1][1]) == ""
@@ -151,6 +177,7 @@ def test_two_processes_train_as_one(start_door, eight, tmp_path):
         [row["val/loss_ema"] for row in rows(f) if "val/loss_ema" in row] for f in (folder, eight)
     ]
     np.testing.assert_allclose(*values, rtol=1e-5)
+    same_scores(folder, eight)
     parts = [ids_of(tmp_path / f"pair{process}.ids") for process in range(2)]
     together = {at: parts[0][at] + parts[1][at] for at in parts[0]}
     assert together == ids_of(eight.with_suffix(".ids"))
@@ -263,7 +290,7 @@ def test_two_processes_judge_pictures_as_one(
 @pytest.mark.slow
 def test_sigterm_of_one_process_saves_both(start_door, tmp_path):
     folder = tmp_path / "pair"
-    pair = start_pair(start_door, folder, "--config.steps=100000")
+    pair = start_pair(start_door, folder, *SCORED, "--config.steps=100000")
     deadline = time.monotonic() + 120
     while not (folder / "metrics.jsonl").exists() or not losses(folder):
         assert time.monotonic() < deadline

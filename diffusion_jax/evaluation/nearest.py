@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from diffusion_jax import data
 from diffusion_jax.evaluation.collected import Collected
 from diffusion_jax.evaluation.features.extract import Extractor
 from diffusion_jax.evaluation.metrics import Score, full_name
-from diffusion_jax.evaluation.neighbours import COPY_RATIO, NearestStream, memorisation
+from diffusion_jax.evaluation.neighbours import COPY_RATIO, Nearest, NearestStream, memorisation
 from diffusion_jax.evaluation.references import pictures
 from diffusion_jax.visual.grid import image_grid
 from diffusion_jax.visual.pixels import save_png, to_uint8
@@ -23,9 +24,14 @@ SHOWN = 16
 
 
 class Neighbours:
-    """Collects the pictures of the first samples, and finds their neighbours in the end."""
+    """Collects the pictures of the first samples, and finds their neighbours in the end.
+
+    Attributes:
+        feature_seconds: that reading the training examples and their features took.
+    """
 
     def __init__(self, expected: int) -> None:
+        self.feature_seconds = 0.0
         self._pixels: dict[int, np.ndarray] = {}
         self._seen = 0
         self._limit = min(LOOKED_AT, expected)
@@ -48,10 +54,7 @@ class Neighbours:
         """The memorisation rate; writes the sheet `nearest_STEP.png`: pairs of a sample and, to its
         right, the nearest training example, the most alike first."""
         places, features = collected.in_order()
-        stream = NearestStream(features)
-        for pixels, _ in pictures(training):
-            stream.add(extractor(pixels)["features"])
-        found = stream.result()
+        found = self._search(features, training, extractor)
         rows = [row for row, place in enumerate(places) if int(place) in self._pixels]
         rows = sorted(rows, key=lambda row: found.ratio[row])[:SHOWN]
         if jax.process_index() == 0:
@@ -64,3 +67,12 @@ class Neighbours:
         remark = f"nearer than {COPY_RATIO:.2g} of the next nearest, of {len(training)}"
         name = full_name("memorisation", extractor.network.score)
         return Score(name=name, estimate=rate, remark=remark, metric="nearest")
+
+    def _search(self, features: np.ndarray, training: data.Source, extractor: Extractor) -> Nearest:
+        stream, began = NearestStream(features), time.perf_counter()
+        for pixels, _ in pictures(training):
+            known = extractor(pixels)["features"]
+            self.feature_seconds += time.perf_counter() - began
+            stream.add(known)
+            began = time.perf_counter()
+        return stream.result()

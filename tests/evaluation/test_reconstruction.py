@@ -52,7 +52,7 @@ def test_psnr_of_a_constant_offset():
 
 def test_equals_are_as_near_as_can_be():
     x = pictures(5, 16, 12, 3)
-    network = self_trained.build(self_trained.init(jax.random.key(0), 4))
+    network = self_trained.build(self_trained.init(jax.random.key(0), 4, 16))
     found = {score.name: score.estimate for score in scores([x], [x], network)}
     assert list(found) == ["PSNR", "SSIM", "perceptual-self"]
     assert found["PSNR"] == (math.inf, math.inf, 5)
@@ -144,7 +144,7 @@ def test_perceptual_distance_of_a_network():
 
 
 def self_params():
-    return jax.tree.map(np.asarray, self_trained.init(jax.random.key(0), 4))
+    return jax.tree.map(np.asarray, self_trained.init(jax.random.key(0), 4, 8))
 
 
 def test_batches_change_nothing():

@@ -8,6 +8,7 @@ between runs of the same data and weights hash, and with nothing published.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -21,23 +22,32 @@ from diffusion_jax.evaluation.features.protocol import FeatureNetwork, params_ha
 
 PyTree = Any
 CHANNELS = (32, 64, 128)
+"""Of the convolutions; those after them have as many as the last. There are at least these."""
 FEATURES = 64
 STEPS = 1500
 BATCH = 128
-RATE = 1e-3
+RATE = 2e-3
 TURNS = 4
-RECIPE = f"1 {CHANNELS} {FEATURES} {STEPS} {BATCH} {RATE}"
+RECIPE = f"2 {CHANNELS} {FEATURES} {STEPS} {BATCH} {RATE}"
 """Of the training; kept weights of another are trained anew."""
 NEEDED = 100
 """Examples to learn from, at least."""
 
 
-def init(key: Key[Array, ""], classes: int) -> PyTree:
-    """Random parameters of the network of `forward`, for pictures of 3 channels."""
-    keys = jax.random.split(key, len(CHANNELS) + 2)
+def init(key: Key[Array, ""], classes: int, size: int) -> PyTree:
+    """Random parameters of the network of `forward`, for pictures of 3 channels.
+
+    Args:
+        key: of the draw.
+        classes: how many logits.
+        size: larger side of the pictures; the more pixels, the more convolutions.
+    """
+    count = max(len(CHANNELS), _halvings(size))
+    widths = (*CHANNELS, *[CHANNELS[-1]] * (count - len(CHANNELS)))
+    keys = jax.random.split(key, count + 2)
     make = jax.nn.initializers.he_normal()
     params, before = {}, 3
-    for number, channels in enumerate(CHANNELS):
+    for number, channels in enumerate(widths):
         params[f"conv{number}"] = {
             "kernel": make(keys[number], (3, 3, before, channels)),
             "bias": jnp.zeros(channels),
@@ -51,12 +61,20 @@ def init(key: Key[Array, ""], classes: int) -> PyTree:
     return params
 
 
+def _halvings(size: int) -> int:
+    """Of the resolution until two pixels are left: then a feature has seen the whole picture."""
+    return max(math.ceil(math.log2(size)) - 1, 1)
+
+
 def maps(params: PyTree, pixels: UInt8[Array, "b h w 3"]) -> tuple[Float[Array, "b _ _ _"], ...]:
-    """What each convolution puts out: the whole, half and a quarter of the pictures' resolution."""
+    """What each convolution puts out, at half the resolution of the one before; the first ones of
+    small pictures, which would have none left, keep it."""
     x, found = pixels.astype(jnp.float32) / 127.5 - 1.0, []
-    for number in range(len(CHANNELS)):
+    count = sum(name.startswith("conv") for name in params)
+    whole = count - _halvings(max(pixels.shape[1:3]))
+    for number in range(count):
         layer = params[f"conv{number}"]
-        stride = (1, 1) if number == 0 else (2, 2)
+        stride = (1, 1) if number < whole else (2, 2)
         numbers = ("NHWC", "HWIO", "NHWC")
         x = jax.lax.conv_general_dilated(
             x, layer["kernel"], stride, "SAME", dimension_numbers=numbers
@@ -124,7 +142,7 @@ def train(
     check(len(pixels), (pixels.shape[1], pixels.shape[2]), by_class=labels is not None)
     steps = STEPS if steps is None else steps
     root = jax.random.key(seed)
-    params = init(root, TURNS if labels is None else classes)
+    params = init(root, TURNS if labels is None else classes, max(pixels.shape[1:3]))
     optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
     state = optimizer.init(params)
     step = jax.jit(functools.partial(_step, optimizer))
@@ -133,12 +151,18 @@ def train(
         chosen = random.integers(0, len(pixels), BATCH)
         batch = np.asarray(pixels[chosen])
         if labels is None:
-            turns = np.arange(BATCH, dtype=np.int32) % TURNS
-            batch = np.stack([np.rot90(x, int(k)) for x, k in zip(batch, turns, strict=True)])
-            params, state = step(params, state, batch, turns)
+            params, state = step(params, state, *turned(batch))
         else:
             params, state = step(params, state, batch, labels[chosen])
     return build(params)
+
+
+def turned(
+    pixels: UInt8[np.ndarray, "n h h 3"],
+) -> tuple[UInt8[np.ndarray, "n h h 3"], Int32[np.ndarray, " n"]]:
+    """Pictures after 0 to 3 quarter turns, one after the other, and how many each had."""
+    turns = np.arange(len(pixels), dtype=np.int32) % TURNS
+    return np.stack([np.rot90(x, int(k)) for x, k in zip(pixels, turns, strict=True)]), turns
 
 
 def _step(optimizer: Any, params: PyTree, state: PyTree, pixels: Any, labels: Any) -> Any:
