@@ -62,7 +62,7 @@ def test_a_feature_sees_the_whole_picture(shape, sides):
 
 
 def test_too_few_pictures():
-    with pytest.raises(ConfigError, match="99 examples: .* at least 100"):
+    with pytest.raises(ConfigError, match=r"99 examples: .* at least 100"):
         self_trained.train(np.zeros((99, 8, 8, 3), np.uint8), None, 4)
     with pytest.raises(ConfigError, match="8 x 9 without classes"):
         self_trained.train(np.zeros((100, 8, 9, 3), np.uint8), None, 4)
