@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float64
 
 from diffusion_jax.diffusion.likelihood import Estimate
@@ -28,8 +27,7 @@ def frechet_distance(first: Moments, second: Moments) -> float:
         ConfigError: features of another size, or fewer than 2 examples.
     """
     _check(first, second)
-    values = scipy.linalg.eigvalsh(_crossed(first, second), driver="evr", check_finite=False)
-    return _distance(first, second, values)
+    return _distance(first, second, np.linalg.svd(_crossed(first, second), compute_uv=False))
 
 
 def _check(first: Moments, second: Moments) -> None:
@@ -40,19 +38,16 @@ def _check(first: Moments, second: Moments) -> None:
         )
 
 
-def _crossed(first: Moments, second: Moments) -> Float64[np.ndarray, "k k"]:
-    """R' C1 R with R R' = C2: symmetric, with the eigenvalues of C1 C2, so that these are real and
-    known to rounding even where both are singular."""
-    crossed = second.root.T @ first.covariance @ second.root
-    return 0.5 * (crossed + crossed.T)
+def _crossed(first: Moments, second: Moments) -> Float64[np.ndarray, "j k"]:
+    """R1' R2 with R R' = C. Its singular values are the roots of the eigenvalues of C1 C2; unlike
+    roots of computed eigenvalues they are known to rounding however small they are."""
+    return first.root.T @ second.root
 
 
-def _distance(first: Moments, second: Moments, eigenvalues: np.ndarray) -> float:
-    """FD from the eigenvalues of C1 C2; those that rounding alone explains, whose roots would add
-    up, are 0."""
+def _distance(first: Moments, second: Moments, roots: np.ndarray) -> float:
+    """FD from the roots of the eigenvalues of C1 C2."""
     apart = first.mean - second.mean
     traces = (np.trace(m.scatter) / (m.count - 1) for m in (first, second))
-    roots = np.sqrt(eigenvalues[eigenvalues > rounding(eigenvalues)])
     return float(apart @ apart + sum(traces) - 2.0 * roots.sum())
 
 
@@ -65,16 +60,20 @@ def frechet_estimate(parts: list[Moments], reference: Moments) -> Estimate:
     Raises:
         ConfigError: as `frechet_distance`.
     """
+    value, slopes = _with_slopes(parts, reference)
+    counts = [part.count for part in parts]
+    return Estimate(value, error_of_parts(counts, slopes), sum(counts))
+
+
+def _with_slopes(parts: list[Moments], reference: Moments) -> tuple[float, np.ndarray]:
+    """FD of all parts, and its derivative [G] from all examples towards those of each part."""
     whole = together(parts)
     _check(whole, reference)
-    values, vectors = scipy.linalg.eigh(
-        _crossed(whole, reference), driver="evd", check_finite=False
-    )
-    value = _distance(whole, reference, values)
+    _, roots, directions = np.linalg.svd(_crossed(whole, reference), full_matrices=False)
     # d FD = 2 (m1 - m2).dm + tr dC - tr(W dC), W = R (R' C1 R)^(-1/2) R' where that is regular: the
     # samples have no variance elsewhere.
-    kept = values > rounding(values)
-    towards = reference.root @ (vectors[:, kept] * values[kept] ** -0.25)
+    kept = roots > rounding(roots)
+    towards = reference.root @ (directions[kept].T / np.sqrt(roots[kept]))
     slope = np.eye(len(whole.mean)) - towards @ towards.T
     apart = whole.mean - reference.mean
     slopes = []
@@ -84,15 +83,16 @@ def frechet_estimate(parts: list[Moments], reference: Moments) -> Estimate:
             whole.count
         )
         slopes.append(float(scatter + moved @ slope @ moved + 2.0 * apart @ moved))
-    error = error_of_parts([part.count for part in parts], slopes)
-    return Estimate(value, error, whole.count)
+    return _distance(whole, reference, roots), np.asarray(slopes)
 
 
 def frechet_infinity(parts: list[Moments], reference: Moments) -> Estimate:
     """FD for infinitely many samples: the intercept of a line in 1/n (Chong and Forsyth 2020).
 
-    The line goes through the distances of the first 1, 2, ... parts together, with weights n^2, as
-    the spread of FD falls like 1/n. The standard error is that of the fit.
+    The line goes through the distances of the first 1, 2, ... parts together, with weights n, as
+    the variance of FD falls like 1/n. The standard error is that of drawing the samples again, to
+    first order: the distances share most of their samples, so that the scatter about the line says
+    little of it.
 
     Raises:
         ConfigError: fewer than 5 parts of at least 2 examples.
@@ -104,23 +104,21 @@ def frechet_infinity(parts: list[Moments], reference: Moments) -> Estimate:
         )
     first = max(1, len(parts) // 5)
     so_far = together(parts[:first])
-    counts, values = [so_far.count], [frechet_distance(so_far, reference)]
-    for part in parts[first:]:
+    ends, values = [so_far.count], [frechet_distance(so_far, reference)]
+    for part in parts[first:-1]:
         so_far = so_far + part
-        counts.append(so_far.count)
+        ends.append(so_far.count)
         values.append(frechet_distance(so_far, reference))
-    return _intercept(np.asarray(counts, np.float64), np.asarray(values), counts[-1])
-
-
-def _intercept(counts: np.ndarray, values: np.ndarray, n: int) -> Estimate:
-    weights = counts / counts.sum()
-    line = np.stack([np.ones_like(counts), 1.0 / counts], axis=1)
-    normal = line.T @ (weights[:, None] * line)
-    found = np.linalg.solve(normal, line.T @ (weights * values))
-    left = values - line @ found
-    variance = float(weights @ left**2) / max(len(counts) - 2, 1) * len(counts)
-    error = float(np.sqrt(max(variance * np.linalg.inv(normal)[0, 0] / len(counts), 0.0)))
-    return Estimate(float(found[0]), error, n)
+    whole, slopes = _with_slopes(parts, reference)
+    counts = np.asarray([part.count for part in parts], np.float64)
+    ends, values = np.asarray([*ends, counts.sum()]), np.asarray([*values, whole])
+    line = np.stack([np.ones_like(ends), 1.0 / ends], axis=1)
+    share = np.linalg.solve(line.T @ (ends[:, None] * line), line.T * ends)[0]
+    # Of each part in the intercept: what all distances that it is in have of it.
+    within = np.arange(len(ends)) >= np.arange(len(parts))[:, None] - (first - 1)
+    weight = within @ (share / ends) * counts.sum()
+    error = error_of_parts(counts, weight * slopes)
+    return Estimate(float(share @ values), error, int(ends[-1]))
 
 
 def as_moments(statistics: Any, path: str) -> Moments:

@@ -83,13 +83,13 @@ def rounding(eigenvalues: np.ndarray) -> float:
 class MomentStream:
     """Collects features batch by batch.
 
-    The blocks go round `groups` parts in turn; `total` adds these up.
+    Examples go round `groups` parts in turn, so that these are of one size; `total` adds them up.
     """
 
     def __init__(self, groups: int = GROUPS) -> None:
         self.count = 0
         self._parts: list[Moments | None] = [None] * groups
-        self._blocks = 0
+        self._taken = 0
         self._waiting: list[np.ndarray] = []
 
     def add(self, features: Any) -> None:
@@ -97,27 +97,29 @@ class MomentStream:
         features = np.asarray(features)
         self.count += len(features)
         self._waiting.append(features)
-        while sum(map(len, self._waiting)) >= BLOCK:
-            together = np.concatenate(self._waiting)
-            self._take(together[:BLOCK])
-            self._waiting = [together[BLOCK:]]
+        if self.count - self._taken < BLOCK:
+            return
+        rows = np.concatenate(self._waiting)
+        whole = len(rows) - len(rows) % BLOCK
+        for start in range(0, whole, BLOCK):
+            self._parts = self._with(rows[start : start + BLOCK])
+            self._taken += BLOCK
+        self._waiting = [rows[whole:]]
 
-    def _take(self, block: np.ndarray) -> None:
-        place = self._blocks % len(self._parts)
-        self._blocks += 1
-        found, before = Moments.of(block), self._parts[place]
-        self._parts[place] = found if before is None else before + found
+    def _with(self, rows: np.ndarray) -> list[Moments | None]:
+        """The parts with the rows that come next."""
+        groups, found = len(self._parts), list(self._parts)
+        for place, before in enumerate(self._parts):
+            own = rows[(place - self._taken) % groups :: groups]
+            if len(own):
+                new = Moments.of(own)
+                found[place] = new if before is None else before + new
+        return found
 
     def parts(self) -> list[Moments]:
-        """The moments of each part; few examples are divided into as many parts all the same."""
+        """The moments of each part that has any examples."""
         rest = np.concatenate(self._waiting) if self._waiting else np.zeros((0, 0))
-        known = [part for part in self._parts if part is not None]
-        if len(known) == len(self._parts):
-            return [known[0] + Moments.of(rest), *known[1:]] if len(rest) else known
-        # Less than a block a part: what waits makes up the parts that are missing.
-        missing = len(self._parts) - len(known)
-        cuts = [cut for cut in np.array_split(rest, missing) if len(cut)]
-        return known + [Moments.of(cut) for cut in cuts]
+        return [part for part in self._with(rest) if part is not None]
 
     def total(self) -> Moments:
         """The moments of all.
@@ -155,5 +157,7 @@ def error_of_parts(counts: Any, slopes: Any) -> float:
     counts, slopes = np.asarray(counts, np.float64), np.asarray(slopes, np.float64)
     if len(counts) < 2:
         return math.inf
-    moves = counts / counts.sum() * slopes
-    return math.sqrt(len(counts) / (len(counts) - 1) * float(moves @ moves))
+    share = counts / counts.sum()
+    moves = share * slopes
+    # 1 / (1 - 1/G) for equal parts.
+    return math.sqrt(float(moves @ moves) / (1.0 - float(share @ share)))

@@ -44,6 +44,19 @@ def test_commuting_covariances_have_a_closed_form():
     np.testing.assert_allclose(frechet.frechet_distance(a, b), expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize("smallest", [1e-4, 1e-6, 1e-8, 1e-12])
+def test_full_rank_however_far_apart_the_variances_are(smallest):
+    """The roots of small eigenvalues count: cutting them, or squaring first, is seen here."""
+    d = 96
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(d, d)))[0]
+    v1 = np.geomspace(1.0, smallest, d)
+    v2 = np.geomspace(smallest, 1.0, d) if smallest > 1e-12 else 2.0 * v1
+    a, b = (Moments.given(np.zeros(d), (basis * v) @ basis.T, 9) for v in (v1, v2))
+    expected = ((np.sqrt(v1) - np.sqrt(v2)) ** 2).sum()
+    np.testing.assert_allclose(frechet.frechet_distance(a, b), expected, rtol=1e-8)
+    assert abs(frechet.frechet_distance(a, a)) < 1e-11 * v1.sum()
+
+
 def test_near_singular_covariances_are_at_no_distance_from_themselves():
     """Features of fewer directions than dimensions: the roots of rounding do not add up."""
     mean, root = law(0, 300, rank=20)
@@ -86,6 +99,27 @@ def test_the_limit_of_many_samples_has_no_bias_of_order_1_over_n():
     error = np.std(limit) / math.sqrt(runs)
     assert abs(np.mean(limit) - exact) < 3 * error < exact
     assert np.mean(plain) - exact > 5 * np.std(plain) / math.sqrt(runs)
+
+
+@pytest.mark.parametrize("n", [60, 1000, 1024, 1100, 2100, 4096])
+def test_error_bars_of_a_stream_are_the_deviation_of_repeated_samples(n):
+    """Of both distances, whatever number of blocks the samples fill."""
+    d, runs = 8, 80
+    mean, root = law(0, d)
+    truth = Moments.given(mean, root @ root.T, 2)
+    plain, limit = [], []
+    for seed in range(runs):
+        stream = MomentStream()
+        stream.add(gaussian(seed, n, mean + 0.3, root))
+        sizes = [part.count for part in stream.parts()]
+        assert max(sizes) - min(sizes) <= 1
+        plain.append(frechet.frechet_estimate(stream.parts(), truth))
+        limit.append(frechet.frechet_infinity(stream.parts(), truth))
+    for found in (plain, limit):
+        spread = np.std([f.value for f in found], ddof=1)
+        told = np.sqrt(np.mean([f.standard_error**2 for f in found]))
+        assert 0.75 < told / spread < 1.3
+        assert found[0].n == n
 
 
 @pytest.mark.parametrize(("d", "sizes"), [(6, [60] * 10), (40, [128] * 9 + [8])])
