@@ -276,7 +276,9 @@ def sampling() -> dict[str, Any]:
         "threshold": "auto",
         "threshold_percentile": 0.995,
         "grid": grid(),
-        "ddim": {"eta": 0.0},
+        # eps that goes with the thresholded x0: with that of the network, which libraries take,
+        # samples get worse with more steps.
+        "ddim": {"eta": 0.0, "eps_from_x0": True},
         "ddpm": {"variance": "small"},
     }
 

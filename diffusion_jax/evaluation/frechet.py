@@ -54,8 +54,10 @@ def _distance(first: Moments, second: Moments, roots: np.ndarray) -> float:
 def frechet_estimate(parts: list[Moments], reference: Moments) -> Estimate:
     """FD of a set, with a standard error from how much its parts differ (`error_of_parts`).
 
-    The error bar is that of drawing the samples again; the reference is taken as it is. The bias of
-    order 1/n, by which few samples look worse, is not in it: see `frechet_infinity`.
+    The error bar is that of drawing the samples again; the reference is taken as it is. It errs
+    upwards (Efron and Stein 1981), by up to sqrt(2) where the two laws are so close that chance
+    makes most of the distance. The bias of order 1/n, by which few samples look worse, is not in
+    it: see `frechet_infinity`.
 
     Raises:
         ConfigError: as `frechet_distance`.

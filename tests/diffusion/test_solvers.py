@@ -158,6 +158,26 @@ def test_altered_x0_keeps_the_eps_of_ddim_but_not_of_euler():
     np.testing.assert_allclose(run("euler", schedule, [t, s], x, clipped), expected)
 
 
+def test_the_eps_of_a_clipped_x0_follows_the_same_curve_as_heun():
+    """An estimate that leaves the range of the data, clipped to it; not so with the own eps."""
+    schedule, x = schedules.cosine(), start() * 2.0
+    plain = gaussian_denoiser(schedule)
+
+    def clipped(x, t):
+        x0 = plain(x, t)
+        eps = (x - schedule.alpha(t) * x0) / schedule.sigma(t)
+        return Denoised(jnp.clip(x0, -0.4, 0.4), eps)
+
+    ends = {}
+    for count in (100, 400):
+        times = np.linspace(0.99, 0.01, count + 1)
+        ends[count] = run("ddim", schedule, times, x, clipped, eps_from_x0=True)
+    exact = run("heun", schedule, times, x, clipped)
+    far, near = (abs(ends[count] - exact).max() for count in (100, 400))
+    assert near < far / 3 < 0.01
+    assert abs(run("ddim", schedule, times, x, clipped) - exact).max() > 5 * near
+
+
 def test_learned_variance_lies_between_small_and_large_in_the_logarithm():
     schedule, x = schedules.linear_beta(), jnp.zeros((2, 3))
     fraction = jnp.asarray(np.random.default_rng(1).uniform(size=(2, 3)))
