@@ -80,7 +80,7 @@ def _infinity(samples: Collected, reference: Reference) -> list[tuple[str, Estim
     _enough("fd_infinity", samples.count, FEWEST)
     parts = samples.moments["features"].parts()
     found = frechet.frechet_infinity(parts, reference.moments["features"])
-    return [("FD-infinity", found, "")]
+    return [("FD-infinity", found, _few(samples, len(parts[0].mean)))]
 
 
 def _kid(samples: Collected, reference: Reference) -> list[tuple[str, Estimate, str]]:
