@@ -53,7 +53,7 @@ def sweep(
     Args:
         path: the workdir; eval.jsonl and eval.md there take the rows as they come,
             `evaluation/sweep.md` and `evaluation/sweep.png` are those of this sweep.
-        axes: by name (solver, steps, guidance, guidance_by, ema, ema_length) the values.
+        axes: by name, one of `AXES`, the values.
         metrics: as `evaluate`; the first score of them is the one that is plotted.
         num, features, reference, loading, seed, note: as `evaluate`.
         **options: what all share, of `PixelPipeline.sample`.
