@@ -25,6 +25,7 @@ PAGE, PICTURES = ROOT / "docs/results.md", ROOT / "docs/images"
 BEGIN, END = "<!-- results_page.py: begin -->", "<!-- results_page.py: end -->"
 SCORE = "FD-self"
 LEFT_OUT = ("prior-", "diffusion-", "reconstruction-", "loss at", "bits/example")
+"""Beginnings of the scores that the tables leave to eval.jsonl."""
 
 
 def main() -> None:
@@ -69,6 +70,7 @@ def _picture(rows: list[dict[str, Any]], path: Path) -> None:
             x_label="evaluations of the network a sample",
             curves=_against_cost(rows),
             log=True,
+            x_log=True,
         ),
     ]
     save_png(path, curve_plot([panel for panel in panels if panel.curves], size=(460, 340)))
@@ -76,15 +78,12 @@ def _picture(rows: list[dict[str, Any]], path: Path) -> None:
 
 def _over_training(rows: list[dict[str, Any]]) -> list[Curve]:
     """Of the same samples' number and sampler at the most steps."""
-    groups: dict[Any, dict[int, float]] = {}
+    groups: dict[Any, dict[float, dict[str, Any]]] = {}
     for row in rows:
         key = row["samples"], row["solver"], row["steps"], row["guidance"]
-        groups.setdefault(key, {})[row["step"]] = float(row["value"])
+        groups.setdefault(key, {})[row["step"]] = row
     (number, *_), points = max(groups.items(), key=lambda item: len(item[1]))
-    if len(points) < 3:
-        return []
-    x, y = np.asarray(sorted(points.items()), float).T
-    return [Curve(x=x, y=y, label=f"{number} samples")]
+    return [_curve(points, f"{number} samples")] if len(points) >= 3 else []
 
 
 def _against_cost(rows: list[dict[str, Any]]) -> list[Curve]:
@@ -94,15 +93,21 @@ def _against_cost(rows: list[dict[str, Any]]) -> list[Curve]:
     numbers = [row["samples"] for row in rows]
     number = max(set(numbers), key=numbers.count)
     guided = len({row["guidance"] for row in rows if row["samples"] == number}) > 1
-    lines: dict[str, dict[float, float]] = {}
+    lines: dict[str, dict[float, dict[str, Any]]] = {}
     for row in rows:
         if row["samples"] == number:
             label = row["solver"] + (f", guidance {row['guidance']:g}" if guided else "")
-            lines.setdefault(label, {})[float(row["evaluations"])] = float(row["value"])
-    return [
-        Curve(x=np.asarray(sorted(p)), y=np.asarray([p[x] for x in sorted(p)]), label=label)
-        for label, p in lines.items()
-    ]
+            lines.setdefault(label, {})[row["evaluations"]] = row
+    return [_curve(points, label) for label, points in lines.items()]
+
+
+def _curve(points: dict[float, dict[str, Any]], label: str) -> Curve:
+    """Scores and their error bars by step or cost."""
+    x = sorted(points)
+    y, errors = (
+        np.asarray([float(points[one][name]) for one in x]) for name in ("value", "standard_error")
+    )
+    return Curve(x=np.asarray(x, float), y=y, errors=errors, label=label)
 
 
 if __name__ == "__main__":

@@ -55,11 +55,13 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture(autouse=True)
-def _short(monkeypatch, cache):
+@pytest.fixture(scope="module", autouse=True)
+def _short(cache):
     """A short training of the feature network, kept apart from the user's own."""
-    monkeypatch.setattr(self_trained, "STEPS", 150)
-    monkeypatch.setattr(start, "default_cache", lambda: cache / "xla")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(self_trained, "STEPS", 150)
+        patch.setattr(start, "default_cache", lambda: cache / "xla")
+        yield
 
 
 @pytest.fixture(scope="module")
