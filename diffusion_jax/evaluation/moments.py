@@ -83,7 +83,8 @@ def rounding(eigenvalues: np.ndarray) -> float:
 class MomentStream:
     """Collects features batch by batch.
 
-    Examples go round `groups` parts in turn, so that these are of one size; `total` adds them up.
+    Each block is dealt out at random to `groups` parts, so that these are of one size, and alike
+    although classes may come in turn; `total` adds them up.
     """
 
     def __init__(self, groups: int = GROUPS) -> None:
@@ -109,10 +110,11 @@ class MomentStream:
     def _with(self, rows: np.ndarray) -> list[Moments | None]:
         """The parts with the rows that come next."""
         groups, found = len(self._parts), list(self._parts)
+        order = np.random.default_rng(self._taken).permutation(len(rows))
         for place, before in enumerate(self._parts):
-            own = rows[(place - self._taken) % groups :: groups]
+            own = order[(place - self._taken) % groups :: groups]
             if len(own):
-                new = Moments.of(own)
+                new = Moments.of(rows[own])
                 found[place] = new if before is None else before + new
         return found
 

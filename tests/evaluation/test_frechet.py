@@ -122,6 +122,16 @@ def test_error_bars_of_a_stream_are_the_deviation_of_repeated_samples(n):
         assert found[0].n == n
 
 
+@pytest.mark.parametrize("cycle", [5, 10, 100])
+def test_classes_that_come_in_turn_are_in_every_part(cycle):
+    """As of samples with the labels 0 to 9 again and again."""
+    n, stream = 3000, MomentStream()
+    classes = np.arange(n) % cycle
+    stream.add(np.random.default_rng(0).normal(size=(n, 2)) + np.stack([classes, -classes], 1))
+    means = np.stack([part.mean for part in stream.parts()])
+    assert means.std(0, ddof=1).max() < 2.0 * cycle / math.sqrt(12 * n / 10) + 0.1
+
+
 @pytest.mark.parametrize(("d", "sizes"), [(6, [60] * 10), (40, [128] * 9 + [8])])
 def test_the_error_bar_is_the_deviation_of_repeated_samples(d, sizes):
     """Also where a part is smaller, without which FD is less biased than without another."""
