@@ -73,7 +73,8 @@ def feature_network(
         raise ConfigError(f"features={asked!r}: expected {name}:FILE, the file of its weights")
     path = _clip_files(path)[0] if name == "clip" else path
     with named("features="):
-        return OF_FILES[name](read_tensors(path), path), ""
+        network = OF_FILES[name](read_tensors(path), path)
+    return network, network.remark
 
 
 def caption_extractor(asked: str, mesh: Mesh) -> CaptionExtractor:

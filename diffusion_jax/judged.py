@@ -99,8 +99,9 @@ class Judged:
     def about(self) -> dict[str, Any]:
         """What the report says of network and reference."""
         network, reference = self.extractor.network, self.reference
+        more = "; ".join(filter(None, [network.options, self.remark]))
         return {
-            "features": network.name + (f" ({self.remark})" if self.remark else ""),
+            "features": network.name + (f" ({more})" if more else ""),
             "weights_hash": network.weights_hash,
             "resize": network.resize,
             "rounding": ROUNDING,

@@ -168,6 +168,12 @@ def test_pictures_and_their_prompts(run, both_towers, expected, tmp_path, named)
     np.testing.assert_allclose(row["value"], expected.mean(), rtol=1e-4)
     np.testing.assert_allclose(row["standard_error"], expected.std(ddof=1) / 20**0.5, rtol=1e-3)
     assert (row["score"], row["n"]) == ("CLIP-score", 20)
+    # No config.json says which options the towers have.
+    assert row["features"] == (
+        "clip_vit_128_8_32 (quick_gelu, 2 heads, epsilon 1e-05; quick_gelu assumed: no config.json "
+        "beside the file says which)"
+    )
+    assert "text tower of quick_gelu, 1 heads, epsilon 1e-05, end token 2, quick_g" in row["remark"]
 
 
 def test_captions_that_cannot_be_scored(run, weights, both_towers, tmp_path):

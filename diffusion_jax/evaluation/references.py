@@ -59,7 +59,7 @@ def of_source(
         name: of the data and the split.
         extractor: the feature network.
         wanted: features whose moments are needed: features, spatial.
-        folder: where it is kept, under the hashes of the pictures and of the weights.
+        folder: where it is kept, under the hashes of the pictures and of all that decides features.
 
     Raises:
         ConfigError: no pictures, or features that are not finite.
@@ -87,10 +87,9 @@ def _known(
 ) -> dict[str, np.ndarray]:
     """The hash of the pictures, the key of what is kept, and that where it is there."""
     hashed = content_hash(source)
-    key = hashlib.sha256(
-        f"{LAYOUT} {hashed} {network.name} {network.weights_hash} {network.resize} {wanted} {KEPT}"
-        "".encode()
-    ).hexdigest()[:HASH_DIGITS]
+    of_network = network.name, network.weights_hash, network.resize, network.options
+    decides = LAYOUT, hashed, *of_network, wanted, KEPT
+    key = hashlib.sha256(repr(decides).encode()).hexdigest()[:HASH_DIGITS]
     kept = read_arrays(_path(folder, key)) or {}
     return {"hashed": np.asarray(hashed), "key": np.asarray(key), **kept}
 
