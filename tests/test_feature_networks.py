@@ -18,9 +18,10 @@ from toys import one_device
 import diffusion_jax
 from diffusion_jax import api, judged, start
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.evaluation.features import clip, efficientnet_lite0
+from diffusion_jax.evaluation.features import clip, efficientnet_lite0, inception
 from diffusion_jax.evaluation.features.clip_tokens import END, START
 from diffusion_jax.evaluation.features.extract import Extractor
+from diffusion_jax.feature_networks import feature_network
 
 PROMPTS = ["grey 1", "grey 2", "grey 1 2"]
 LETTERS = ("g", "r", "e", "y</w>", "1</w>", "2</w>")
@@ -135,6 +136,30 @@ def test_weights_of_another_network(run, weights, both_towers):
     assert f"{weights}: not the weights of DINOv2: there is no embeddings.patch_emb" in found
     found = refusal(run, f"clip:{weights}")
     assert f"{weights}: not the weights of CLIP's picture tower: there is no vision_model" in found
+
+
+def test_how_inception_resizes_is_named_after_its_file(run, tmp_path):
+    """Its tensors are of the right shapes: nothing is computed with them."""
+    path = tmp_path / "inception.safetensors"
+    save_file({n: np.ones(s, np.float32) for n, s in inception.shapes().items()}, path)
+    resizes = {
+        asked: feature_network(f"inception:{path}{asked}", None, None, tmp_path, len)[0].resize
+        for asked in ("", ":pytorch_fid", ":tf1")
+    }
+    default = inception.RESIZES["pytorch_fid"]
+    assert resizes == {"": default, ":pytorch_fid": default, ":tf1": inception.RESIZES["tf1"]}
+    for wrong in ("tf2", ""):
+        found = refusal(run, f"inception:{path}:{wrong}")
+        words = f"features=inception:FILE:RESIZE: resize={wrong!r} is unknown"
+        assert found.startswith(words)
+        assert found.endswith("pytorch_fid, tf1")
+
+
+def test_accuracy_is_no_matter_of_other_classes(run, weights):
+    assert refusal(run, f"efficientnet_lite0:{weights}", "class_accuracy") == (
+        "class_accuracy: features=efficientnet_lite0 has other classes than the data; expected "
+        "features=self"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ import numpy as np
 
 PyTree = Any
 HASH_DIGITS = 16
+OWN = "self"
+"""Name of the network that learned from the data, and knows their classes alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
