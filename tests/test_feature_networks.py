@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from toys import one_device
 
 import diffusion_jax
-from diffusion_jax import api, judged, start
+from diffusion_jax import api, builders, judged, start, workdir
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation.features import clip, efficientnet_lite0, inception
 from diffusion_jax.evaluation.features.clip_tokens import END, START
@@ -142,10 +142,12 @@ def test_how_inception_resizes_is_named_after_its_file(run, tmp_path):
     """Its tensors are of the right shapes: nothing is computed with them."""
     path = tmp_path / "inception.safetensors"
     save_file({n: np.ones(s, np.float32) for n, s in inception.shapes().items()}, path)
-    resizes = {
-        asked: feature_network(f"inception:{path}{asked}", None, None, tmp_path, len)[0].resize
-        for asked in ("", ":pytorch_fid", ":tf1")
-    }
+    training = builders.source(workdir.read_config(run), "train")
+
+    def resize(asked):
+        return feature_network(f"inception:{path}{asked}", None, training, tmp_path, len)[0].resize
+
+    resizes = {asked: resize(asked) for asked in ("", ":pytorch_fid", ":tf1")}
     default = inception.RESIZES["pytorch_fid"]
     assert resizes == {"": default, ":pytorch_fid": default, ":tf1": inception.RESIZES["tf1"]}
     for wrong in ("tf2", ""):
