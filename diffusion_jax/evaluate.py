@@ -22,7 +22,11 @@ METRICS = flags.DEFINE_list(
     "bpd where the data are no pictures.",
 )
 FEATURES = flags.DEFINE_string(
-    "features", "self", "The feature network: self (learns from the data), or NAME:FILE of weights."
+    "features",
+    "self",
+    "The feature network: self (learns from the data), or NAME:FILE of weights; inception:FILE:tf1 "
+    "resizes as the TensorFlow 1 graph of published sFID and Inception scores, clip:FILE:TOKENIZER "
+    "names a tokeniser.",
 )
 REFERENCE = flags.DEFINE_string(
     "reference",

@@ -59,7 +59,8 @@ def evaluate(
             loss goes by noise level. None takes fd, kid and precision_recall of pictures, bpd of
             other data.
         num: samples; for bpd and loss examples.
-        features: self, or NAME:FILE with the file of its weights; see `feature_network`.
+        features: self, or NAME:FILE with the file of its weights (inception:FILE:tf1,
+            clip:FILE:TOKENIZER); see `feature_network`.
         reference: train or validation, a folder of pictures, or an .npz of statistics.
         split: data of bpd and loss: validation or train.
         loading: arguments of `load`: ema, ema_length, checkpoint, weak, ...

@@ -29,13 +29,13 @@ from diffusion_jax.evaluation.features.protocol import HASH_DIGITS, FeatureNetwo
 from diffusion_jax.interop.weight_files import read_tensors
 from diffusion_jax.parallel.distributed import by_main
 
-OF_FILES: dict[str, Callable[[Mapping[str, np.ndarray], str], FeatureNetwork]] = {
+OF_FILES: dict[str, Callable[..., FeatureNetwork]] = {
     "inception": inception.build,
     "dinov2": dinov2.build,
     "clip": clip.build,
     "efficientnet_lite0": efficientnet_lite0.build,
 }
-"""Name -> what makes the network of the tensors of a file."""
+"""Name -> what makes the network of the tensors of a file, its path, and options."""
 LEARN_FROM = 50_000
 """Examples that the network of the data itself learns from, at most, drawn at random."""
 LEARN_BYTES = 2**31
@@ -50,15 +50,17 @@ def feature_network(
     """The network called NAME or NAME:FILE, and a remark about it.
 
     Args:
-        asked: "self", or a name and the file of its weights; of CLIP also, where it is not beside
-            that, its tokeniser (clip:FILE:TOKENIZER).
+        asked: "self", or a name and the file of its weights; of Inception also how it resizes
+            (inception:FILE:tf1 as the TensorFlow 1 graph, by which sFID and Inception scores are
+            published; else as pytorch-fid); of CLIP, where it is not beside its file, the tokeniser
+            (clip:FILE:TOKENIZER).
         config: of the run, for the held-out data that a network of its own is judged by.
         training: what such a network learns from.
         folder: where it is kept.
         note: takes lines about what is going on.
 
     Raises:
-        ConfigError: an unknown name, no file, or weights that do not fit.
+        ConfigError: an unknown name or resizing, no file, or weights that do not fit.
     """
     name, _, path = asked.partition(":")
     if name not in ("self", *OF_FILES):
@@ -71,9 +73,23 @@ def feature_network(
         return _own(config, training, folder, note)
     if not path:
         raise ConfigError(f"features={asked!r}: expected {name}:FILE, the file of its weights")
-    path = _clip_files(path)[0] if name == "clip" else path
+    path, options = _file_and_options(name, path)
     with named("features="):
-        return OF_FILES[name](read_tensors(path), path), ""
+        network = OF_FILES[name](read_tensors(path), path, **options)
+    return network, network.remark
+
+
+def _file_and_options(name: str, given: str) -> tuple[str, dict[str, str]]:
+    """The file of weights, and options of what makes the network, from what stands after NAME."""
+    if name == "clip":
+        return _clip_files(given)[0], {}
+    if name != "inception":
+        return given, {}
+    path, colon, resize = given.partition(":")
+    if colon and resize not in inception.RESIZES:
+        with named(f"features={name}:FILE:RESIZE: "):
+            raise ConfigError(unknown_name("resize", resize, inception.RESIZES))
+    return path, {"resize": resize} if colon else {}
 
 
 def caption_extractor(asked: str, mesh: Mesh) -> CaptionExtractor:

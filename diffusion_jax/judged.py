@@ -81,12 +81,12 @@ class Judged:
         extractor = Extractor(network, pipeline.mesh)
         asked = [name for name in names if name != "nearest"]
         given = _dimensions(network, pipeline)
-        image_metrics.check(asked, given, num)
+        image_metrics.check(asked, network, given, num)
         if "class_accuracy" in names and "label" not in pipeline.conditions:
             raise ConfigError("class_accuracy: the samples are asked for no class")
         wanted = _wanted(names)
         found = reference_of(reference, config, sources, extractor, wanted, cache, note)
-        image_metrics.check(asked, given, num, found)
+        image_metrics.check(asked, network, given, num, found)
         return cls(
             names=names,
             extractor=extractor,
@@ -99,8 +99,9 @@ class Judged:
     def about(self) -> dict[str, Any]:
         """What the report says of network and reference."""
         network, reference = self.extractor.network, self.reference
+        more = "; ".join(filter(None, [network.options, self.remark]))
         return {
-            "features": network.name + (f" ({self.remark})" if self.remark else ""),
+            "features": network.name + (f" ({more})" if more else ""),
             "weights_hash": network.weights_hash,
             "resize": network.resize,
             "rounding": ROUNDING,

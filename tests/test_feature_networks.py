@@ -16,11 +16,12 @@ from safetensors.numpy import save_file
 from toys import one_device
 
 import diffusion_jax
-from diffusion_jax import api, judged, start
+from diffusion_jax import api, builders, judged, start, workdir
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.evaluation.features import clip, efficientnet_lite0
+from diffusion_jax.evaluation.features import clip, efficientnet_lite0, inception
 from diffusion_jax.evaluation.features.clip_tokens import END, START
 from diffusion_jax.evaluation.features.extract import Extractor
+from diffusion_jax.feature_networks import feature_network
 
 PROMPTS = ["grey 1", "grey 2", "grey 1 2"]
 LETTERS = ("g", "r", "e", "y</w>", "1</w>", "2</w>")
@@ -137,6 +138,32 @@ def test_weights_of_another_network(run, weights, both_towers):
     assert f"{weights}: not the weights of CLIP's picture tower: there is no vision_model" in found
 
 
+def test_how_inception_resizes_is_named_after_its_file(run, tmp_path):
+    """Its tensors are of the right shapes: nothing is computed with them."""
+    path = tmp_path / "inception.safetensors"
+    save_file({n: np.ones(s, np.float32) for n, s in inception.shapes().items()}, path)
+    training = builders.source(workdir.read_config(run), "train")
+
+    def resize(asked):
+        return feature_network(f"inception:{path}{asked}", None, training, tmp_path, len)[0].resize
+
+    resizes = {asked: resize(asked) for asked in ("", ":pytorch_fid", ":tf1")}
+    default = inception.RESIZES["pytorch_fid"]
+    assert resizes == {"": default, ":pytorch_fid": default, ":tf1": inception.RESIZES["tf1"]}
+    for wrong in ("tf2", ""):
+        found = refusal(run, f"inception:{path}:{wrong}")
+        words = f"features=inception:FILE:RESIZE: resize={wrong!r} is unknown"
+        assert found.startswith(words)
+        assert found.endswith("pytorch_fid, tf1")
+
+
+def test_accuracy_is_no_matter_of_other_classes(run, weights):
+    assert refusal(run, f"efficientnet_lite0:{weights}", "class_accuracy") == (
+        "class_accuracy: features=efficientnet_lite0 has other classes than the data; expected "
+        "features=self"
+    )
+
+
 @pytest.fixture(scope="module")
 def expected(run, both_towers):
     """100 max(cos, 0) of each sample, by hand: its own prompt, and its own picture."""
@@ -168,6 +195,12 @@ def test_pictures_and_their_prompts(run, both_towers, expected, tmp_path, named)
     np.testing.assert_allclose(row["value"], expected.mean(), rtol=1e-4)
     np.testing.assert_allclose(row["standard_error"], expected.std(ddof=1) / 20**0.5, rtol=1e-3)
     assert (row["score"], row["n"]) == ("CLIP-score", 20)
+    # No config.json says which options the towers have.
+    assert row["features"] == (
+        "clip_vit_128_8_32 (quick_gelu, 2 heads, epsilon 1e-05; quick_gelu assumed: no config.json "
+        "beside the file says which)"
+    )
+    assert "text tower of quick_gelu, 1 heads, epsilon 1e-05, end token 2, quick_g" in row["remark"]
 
 
 def test_captions_that_cannot_be_scored(run, weights, both_towers, tmp_path):

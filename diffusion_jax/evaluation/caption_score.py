@@ -60,6 +60,7 @@ class CaptionExtractor:
     ) -> None:
         self._run = OverDevices(network.apply, network.params, mesh, batch_size, "captions")
         self._tokenizer = tokenizer
+        self.options = network.options
         self._known: dict[str, np.ndarray] = {}
         self.cut: set[str] = set()
         """Captions that were too long, and lost their last tokens."""
@@ -126,5 +127,8 @@ class CaptionStream:
     @property
     def remark(self) -> str:
         """What a reader has to know about it."""
-        cut = len(self._features_of.cut)
-        return f"{cut} captions cut: more tokens than the text tower reads" if cut else ""
+        cut, options = len(self._features_of.cut), self._features_of.options
+        said = [f"text tower of {options}"] if options else []
+        if cut:
+            said.append(f"{cut} captions cut: more tokens than the text tower reads")
+        return "; ".join(said)

@@ -98,12 +98,16 @@ class Collected:
         """Places [k] and features [k, D] of those that were kept, in the order of the samples."""
         return self._together(self._kept_index), self._together(self._kept)
 
-    def _together(self, parts: list[np.ndarray]) -> np.ndarray:
+    def check_finite(self) -> None:
+        """Raises NothingFinite where samples were seen and none of them is finite."""
         if not self.count and self._seen:
             raise NothingFinite(
                 f"none of {self._seen} samples is finite: expected numbers; the run diverged, or "
                 "the solver's options are unstable"
             )
+
+    def _together(self, parts: list[np.ndarray]) -> np.ndarray:
+        self.check_finite()
         if not self.count:
             raise ConfigError("no pictures: expected at least one")
         return np.concatenate(parts)

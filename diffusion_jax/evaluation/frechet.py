@@ -127,19 +127,37 @@ def as_moments(statistics: Any, path: str) -> Moments:
     """Moments of published statistics, a mapping of arrays as `numpy.load` gives.
 
     Read are mu and sigma (pytorch-fid, EDM, ADM), and the number of examples as n or count where it
-    is there; otherwise the covariance is taken as it is.
+    is there; otherwise the covariance is taken as it is, that of 2 examples.
 
     Raises:
-        ConfigError: names or shapes are others.
+        ConfigError: names, shapes or types are others, or sigma is no covariance: not finite, not
+            symmetric, or with negative eigenvalues beyond what single precision explains.
     """
     names = sorted(statistics)
     if "mu" not in names or "sigma" not in names:
         raise ConfigError(f"{path}: holds {', '.join(names) or 'nothing'}; expected mu and sigma")
     mean, covariance = np.asarray(statistics["mu"]), np.asarray(statistics["sigma"])
-    if mean.ndim != 1 or covariance.shape != (mean.size, mean.size):
+    if mean.ndim != 1 or not mean.size or covariance.shape != (mean.size, mean.size):
         raise ConfigError(
             f"{path}: mu has shape {mean.shape} and sigma {covariance.shape}; expected [D] and "
             "[D, D]"
         )
-    count = next((int(statistics[name]) for name in ("n", "count") if name in names), 0)
-    return Moments.given(mean, covariance, max(count, 2))
+    for name, values in (("mu", mean), ("sigma", covariance)):
+        if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+            raise ConfigError(f"{path}: {name} ({values.dtype}) is not of finite real numbers")
+    covariance = covariance.astype(np.float64)
+    apart, largest = np.abs(covariance - covariance.T).max(), np.abs(covariance).max()
+    if apart > 1e-5 * largest:
+        raise ConfigError(f"{path}: sigma is no covariance: not symmetric by {apart:.3g}")
+    eigenvalues = np.linalg.eigvalsh(0.5 * (covariance + covariance.T))
+    if eigenvalues[0] < -1e-6 * np.abs(eigenvalues).max():
+        raise ConfigError(f"{path}: sigma is no covariance: eigenvalue {eigenvalues[0]:.3g}")
+    for name in ("n", "count"):
+        if name not in names:
+            continue
+        count = np.asarray(statistics[name])
+        if count.ndim or count.dtype.kind not in "fiu" or not 2 <= count < np.inf or count % 1:
+            shown = " ".join(repr(count.tolist()).split())
+            raise ConfigError(f"{path}: {name}={shown:.80}; expected a whole number from 2")
+        return Moments.given(mean, covariance, int(count))
+    return Moments.given(mean, covariance, 2)

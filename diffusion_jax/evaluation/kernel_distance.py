@@ -56,7 +56,8 @@ def kernel_distance(
         kernel: `polynomial` or `gaussian`.
         samples: features of the samples.
         reference: features of the reference, in an order of no meaning.
-        size: of the subsets, at most; smaller where two of them would not fit.
+        size: of the subsets, at most; of fewer than 4 size examples on a side they are a quarter,
+            but not below 5, so that there are 4 at least (of 10 to 19 examples 2 or 3).
 
     Raises:
         ConfigError: fewer than 10 examples on a side.

@@ -13,7 +13,7 @@ from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.evaluation import caption_score, frechet, kernel_distance, neighbours
 from diffusion_jax.evaluation.class_scores import SPLITS
 from diffusion_jax.evaluation.collected import Collected
-from diffusion_jax.evaluation.features.protocol import FeatureNetwork
+from diffusion_jax.evaluation.features.protocol import OWN, FeatureNetwork
 from diffusion_jax.evaluation.moments import GROUPS, Moments
 
 FEWEST = 2 * GROUPS
@@ -24,6 +24,8 @@ CAPTION_SCORE = "CLIP-score"
 """What the score of captions is called: no other network has it."""
 CMMD_NETWORK = "clip_vit_l14_336"
 """Of the published values of CMMD."""
+CMMD_REMARK = "unbiased; pictures resized with antialias"
+"""Published values of CMMD are of the estimate with bias, and resizing differs between ports."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,14 +35,14 @@ class Reference:
     Attributes:
         name: of the data and the split, or of the file.
         hash: of its content, 16 hexadecimal digits.
-        count: examples.
+        count: examples; None where published statistics do not tell.
         moments: of its features, by name.
         features: of some of its examples [k, D]; None of published statistics.
     """
 
     name: str
     hash: str
-    count: int
+    count: int | None
     moments: Mapping[str, Moments]
     features: np.ndarray | None
 
@@ -144,6 +146,13 @@ NEEDED = {
     "inception_score": 2 * SPLITS,
 }
 """Name -> samples that it needs at least."""
+NEEDED_OF_REFERENCE = {
+    **dict.fromkeys(("fd", "sfid", "fd_infinity"), 2),
+    **dict.fromkeys(("kid", "cmmd"), kernel_distance.FEWEST),
+    "precision_recall": neighbours.PRECISION_NEIGHBOURS + 1,
+    "density_coverage": neighbours.DENSITY_NEIGHBOURS + 1,
+}
+"""Name -> examples of the reference that it needs at least."""
 BETTER_HIGH = ("precision", "recall", "density", "coverage", "IS", "class-accuracy", CAPTION_SCORE)
 """Beginnings of the names of scores that are better when they are larger."""
 OF_CLASSES = ("inception_score", "class_accuracy")
@@ -152,18 +161,24 @@ OF_FEATURES = ("kid", "cmmd", "precision_recall", "density_coverage")
 
 
 def check(
-    names: Sequence[str], given: Mapping[str, int], num: int, reference: Reference | None = None
+    names: Sequence[str],
+    network: FeatureNetwork,
+    given: Mapping[str, int],
+    num: int,
+    reference: Reference | None = None,
 ) -> None:
     """What `scores` would find only when all samples are drawn.
 
     Args:
         names: of the metrics.
-        given: features that the network has, and their dimensions.
+        network: the feature network.
+        given: features that it has, and their dimensions.
         num: samples to come.
         reference: where it is known already.
 
     Raises:
-        ConfigError: too few samples, or what network or reference do not give.
+        ConfigError: too few samples or examples of the reference, or what network or reference do
+            not give.
     """
     check_count(names, num)
     for name in names:
@@ -173,10 +188,10 @@ def check(
             )
         if name in OF_CLASSES and "logits" not in given:
             raise ConfigError(f"{name}: the feature network has no classes; choose another")
+        _check_classes(name, network)
         if reference is None:
             continue
-        if name in OF_FEATURES:
-            _features(name, reference)
+        _check_size(name, reference)
         if name == "sfid" and "spatial" not in reference.moments:
             raise ConfigError(f"sfid: the statistics of {reference.name} have no spatial features")
     for name, moments in reference.moments.items() if reference is not None else ():
@@ -194,11 +209,14 @@ def scores(
 
     Raises:
         ConfigError: an unknown metric, too few samples, or what the network does not give.
+        NothingFinite: no sample is a number.
     """
+    samples.check_finite()
     result = []
     for name in names:
         if name not in METRICS:
             raise ConfigError(unknown_name("metrics", name, METRICS))
+        _check_classes(name, network)
         for own, found, remark in METRICS[name](samples, reference):
             remarks = [remark, _of_network(name, network)]
             if samples.not_finite:
@@ -233,8 +251,10 @@ def full_name(own: str, score: str) -> str:
 
 
 def _of_network(name: str, network: FeatureNetwork) -> str:
-    if name != "cmmd" or network.name == CMMD_NETWORK:
+    if name != "cmmd":
         return ""
+    if network.name == CMMD_NETWORK:
+        return CMMD_REMARK
     if network.score != "FD-CLIP":
         return "not of CLIP, whose embeddings CMMD is defined by"
     return f"published values are of {CMMD_NETWORK}"
@@ -243,6 +263,24 @@ def _of_network(name: str, network: FeatureNetwork) -> str:
 def _enough(name: str, count: int, needed: int) -> None:
     if count < needed:
         raise ConfigError(f"{count} samples: {name} needs at least {needed}; give num={needed}")
+
+
+def _check_classes(name: str, network: FeatureNetwork) -> None:
+    """An Inception score is of any classes, the accuracy of those that were asked for."""
+    if name == "class_accuracy" and network.name != OWN:
+        raise ConfigError(
+            f"class_accuracy: features={network.name} has other classes than the data; expected "
+            f"features={OWN}"
+        )
+
+
+def _check_size(name: str, reference: Reference) -> None:
+    found = len(_features(name, reference)) if name in OF_FEATURES else reference.count
+    needed = NEEDED_OF_REFERENCE.get(name, 1)
+    if found is not None and found < needed:
+        raise ConfigError(
+            f"reference: {reference.name} has {found} examples; {name} needs at least {needed}"
+        )
 
 
 def _few(samples: Collected, dimensions: int) -> str:

@@ -143,7 +143,8 @@ class NearestStream:
 def memorisation(nearest: Nearest, ratio: float = COPY_RATIO) -> Estimate:
     """Share of samples that are copies: much nearer to one training example than to any other.
 
-    An example that is twice in the training set hides its copies, as it is its own next nearest.
+    Of an example that is twice in the training set, exact copies are counted, at the distance 0
+    from both; near ones are not, being as near to the one as to the other.
     """
     if not math.isfinite(ratio) or ratio <= 0.0:
         raise ConfigError(f"ratio={ratio}: expected a positive number, such as 0.333")

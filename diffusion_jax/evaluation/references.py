@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from diffusion_jax.visual.pixels import replace_file, to_uint8
 LAYOUT = 2
 """Of the kept files; another is computed anew."""
 BATCH = 256
+COUNTS = {"n", "count"}
+"""Names of the number of examples in files of statistics."""
+_UNREADABLE = (ValueError, zipfile.BadZipFile, zlib.error, EOFError)
 
 
 def pictures(source: data.Source) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
@@ -59,7 +63,7 @@ def of_source(
         name: of the data and the split.
         extractor: the feature network.
         wanted: features whose moments are needed: features, spatial.
-        folder: where it is kept, under the hashes of the pictures and of the weights.
+        folder: where it is kept, under the hashes of the pictures and of all that decides features.
 
     Raises:
         ConfigError: no pictures, or features that are not finite.
@@ -87,10 +91,9 @@ def _known(
 ) -> dict[str, np.ndarray]:
     """The hash of the pictures, the key of what is kept, and that where it is there."""
     hashed = content_hash(source)
-    key = hashlib.sha256(
-        f"{LAYOUT} {hashed} {network.name} {network.weights_hash} {network.resize} {wanted} {KEPT}"
-        "".encode()
-    ).hexdigest()[:HASH_DIGITS]
+    of_network = network.name, network.weights_hash, network.resize, network.options
+    decides = LAYOUT, hashed, *of_network, wanted, KEPT
+    key = hashlib.sha256(repr(decides).encode()).hexdigest()[:HASH_DIGITS]
     kept = read_arrays(_path(folder, key)) or {}
     return {"hashed": np.asarray(hashed), "key": np.asarray(key), **kept}
 
@@ -103,30 +106,31 @@ def of_file(path: str | os.PathLike[str]) -> Reference:
     """Published statistics, .npz with mu and sigma (and mu_s, sigma_s of the spatial features).
 
     Raises:
-        ConfigError: no such file, not one of these layouts, or made with pickle.
+        ConfigError: no such file, not one of these layouts, made with pickle, or no covariances.
     """
     path = Path(path)
+    where = f"reference={str(path)!r}"
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"reference={str(path)!r}: {error.strerror or error}") from error
+        raise ConfigError(f"{where}: {error.strerror or error}") from error
     try:
         with np.load(io.BytesIO(raw), allow_pickle=False) as file:
-            wanted = {"mu", "sigma", "mu_s", "sigma_s", "n", "count"}
+            wanted = {"mu", "sigma", "mu_s", "sigma_s", *COUNTS}
             statistics = {name: file[name] for name in file.files if name in wanted}
             names = file.files
-    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
-        raise ConfigError(
-            f"reference={str(path)!r}: no .npz of arrays; expected mu and sigma"
-        ) from error
-    moments = {"features": as_moments(statistics or dict.fromkeys(names), str(path))}
+    # Another type is an .npy of this name, or parts that are packed or encrypted in another way.
+    except (*_UNREADABLE, AttributeError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"{where}: no .npz of arrays; expected mu and sigma") from error
+    moments = {"features": as_moments(statistics or dict.fromkeys(names), where)}
     if "mu_s" in statistics and "sigma_s" in statistics:
+        count = {name: statistics[name] for name in COUNTS & set(statistics)}
         spatial = {"mu": statistics["mu_s"], "sigma": statistics["sigma_s"]}
-        moments["spatial"] = as_moments(spatial, str(path))
+        moments["spatial"] = as_moments({**spatial, **count}, f"{where}, mu_s and sigma_s")
     return Reference(
         name=path.name,
         hash=hashlib.sha256(raw).hexdigest()[:HASH_DIGITS],
-        count=moments["features"].count,
+        count=moments["features"].count if COUNTS & set(statistics) else None,
         moments=moments,
         features=None,
     )
@@ -146,7 +150,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
         # From memory: np.load leaves a file open that it cannot read.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+    except (OSError, *_UNREADABLE):
         return None
 
 

@@ -53,7 +53,8 @@ class Circumstances:
         evaluations: of networks for a sample.
         features, weights_hash, resize: of the feature network.
         rounding: from samples to pixels.
-        reference, reference_hash, reference_count: what was compared with.
+        reference, reference_hash: what was compared with.
+        reference_count: its examples; None where published statistics do not tell.
         more: other options that were given.
     """
 
@@ -71,7 +72,7 @@ class Circumstances:
     rounding: str = ""
     reference: str = ""
     reference_hash: str = ""
-    reference_count: int = 0
+    reference_count: int | None = 0
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation import class_scores, neighbours
@@ -74,6 +75,42 @@ def test_copies_are_counted():
     found = neighbours.memorisation(stream.result())
     assert 0.25 <= found.value < 0.35
     assert found.n == 60
+
+
+def test_copies_of_an_example_that_is_twice_in_the_training_set():
+    """Exact ones are counted; near ones are as near to the one as to the other."""
+    training = normal(1, 300)
+    twice = np.concatenate([training, training[:20]])
+
+    def ratios(samples, training):
+        stream = neighbours.NearestStream(samples)
+        stream.add(training)
+        return stream.result()
+
+    exact, near = ratios(training[:20], twice), ratios(training[:20] + 1e-3, twice)
+    assert neighbours.memorisation(exact).value == 1.0
+    assert neighbours.memorisation(near).value == 0.0
+    assert neighbours.memorisation(ratios(training[:20] + 1e-3, training)).value > 0.9
+
+
+def test_inception_score_of_drawn_predictions_in_odd_batches():
+    count, splits, classes = 103, 10, 7
+    random = np.random.default_rng(3)
+    logits = 2.0 * random.normal(size=(count, classes)) + random.normal(size=classes)
+    stream, order = class_scores.ClassStream(count, splits), random.permutation(count)
+    for index in np.split(order, [1, 30, 37, 88]):
+        stream.add(logits[index], index)
+    found = stream.inception_score()
+    expected = []
+    for part in np.array_split(logits, splits):
+        likely = np.exp(part) / np.exp(part).sum(1, keepdims=True)
+        nats = scipy.stats.entropy(likely, likely.mean(0, keepdims=True), axis=1)
+        expected.append(np.exp(nats.mean()))
+    assert 1.2 < min(expected) < max(expected) < 0.8 * classes
+    np.testing.assert_allclose(found.value, np.mean(expected), rtol=1e-12)
+    error = np.std(expected, ddof=1) / splits**0.5
+    np.testing.assert_allclose(found.standard_error, error, rtol=1e-10)
+    assert found.n == count
 
 
 def test_inception_score_of_known_predictions():

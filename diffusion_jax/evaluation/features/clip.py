@@ -79,6 +79,11 @@ class TowerOptions:
             known = transformer.ACTIVATIONS
             raise ConfigError(unknown_name("activation", self.activation, known))
 
+    def __str__(self) -> str:
+        """Of what pictures' features depend on."""
+        heads = "" if self.heads is None else f"{self.heads} heads, "
+        return f"{self.activation}, {heads}epsilon {self.epsilon:g}"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextNetwork:
@@ -92,6 +97,7 @@ class TextNetwork:
         logit_scale: by which the products of normalised features were multiplied in training, e to
             the power of the file's; None where the file has none.
         weights_hash: `params_hash(params)`.
+        options: what its features depend on besides, in words.
     """
 
     params: Params
@@ -100,6 +106,7 @@ class TextNetwork:
     vocabulary: int
     logit_scale: float | None
     weights_hash: str
+    options: str = ""
 
 
 def options_of(config: Mapping[str, Any], tower: str) -> TowerOptions:
@@ -165,7 +172,7 @@ def build(
     """
     held = Tensors(tensors, path, "CLIP's picture tower")
     width, patch, side = _picture_sizes(held)
-    options = options or _default_options(held, path, "vision", width)
+    options, assumed = _options(held, path, "vision", width, options)
     heads = options.heads or (16 if width in _SIXTEEN_HEADS else width // _HEAD)
     params = _picture_params(held, width, patch, side, heads)
     known = dataclasses.replace(options, heads=heads)
@@ -183,17 +190,26 @@ def build(
         resize=f"bicubic, shorter side {size}, antialias, rounded to uint8, centre crop "
         "(PIL, as clean-fid)",
         weights_hash=params_hash(params),
+        options=str(known),
+        remark=assumed,
     )
 
 
-def _default_options(held: Tensors, path: str, tower: str, width: int) -> TowerOptions:
-    options = options_beside(path, tower)
-    if options is None and width in _NOT_OPENAI[tower]:
+def _options(
+    held: Tensors, path: str, tower: str, width: int, given: TowerOptions | None
+) -> tuple[TowerOptions, str]:
+    """Those of a tower, and what of them was assumed: others, too, published networks of OpenAI's
+    widths, with another activation (as LAION's B/32, B/16 and L/14)."""
+    options = given or options_beside(path, tower)
+    if options is not None:
+        return options, ""
+    if width in _NOT_OPENAI[tower]:
         raise held.refused(
             f"width {width} is none of OpenAI's, and activations differ; put its config.json "
             "beside it, or pass TowerOptions(activation=...)"
         )
-    return options or TowerOptions()
+    options = TowerOptions()
+    return options, f"{options.activation} assumed: no config.json beside the file says which"
 
 
 def _picture_sizes(held: Tensors) -> tuple[int, int, int]:
@@ -261,7 +277,7 @@ def build_text(
     held = Tensors(tensors, path, "CLIP's text tower")
     vocabulary, width = held.shape(f"{_TEXT}embeddings.token_embedding.weight", 2)
     length = held.shape(f"{_TEXT}embeddings.position_embedding.weight", 2)[0]
-    options = options or _default_options(held, path, "text", width)
+    options, assumed = _options(held, path, "text", width, options)
     heads = options.heads or width // _HEAD
     shapes = _block_shapes(held, _TEXT, width, heads)
     projected = held.shape("text_projection.weight", 2)[0]
@@ -293,6 +309,7 @@ def build_text(
         vocabulary=vocabulary,
         logit_scale=float(np.exp(held.float32("logit_scale"))) if "logit_scale" in held else None,
         weights_hash=params_hash(params),
+        options=", ".join(filter(None, [str(known), f"end token {known.end_token}", assumed])),
     )
 
 

@@ -12,6 +12,8 @@ import numpy as np
 
 PyTree = Any
 HASH_DIGITS = 16
+OWN = "self"
+"""Name of the network that learned from the data, and knows their classes alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class FeatureNetwork:
             (class scores before the softmax) where it has them.
         resize: how it resizes, in words.
         weights_hash: `params_hash(params)`.
+        options: what its features depend on besides, in words; "" where there is no choice.
+        remark: what a reader has to know about it, such as which options were assumed.
         maps: `(params, uint8 [B, H, W, 3]) -> (float32 [B, h, w, C], ...)`, what layers of several
             depths put out, pure, resized and scaled as in `apply`; None where none are given.
     """
@@ -38,6 +42,8 @@ class FeatureNetwork:
     apply: Callable[[PyTree, Any], Mapping[str, Any]]
     resize: str
     weights_hash: str
+    options: str = ""
+    remark: str = ""
     maps: Callable[[PyTree, Any], Sequence[Any]] | None = None
 
 

@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Float, Int32, Key, UInt8
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.evaluation.features.protocol import FeatureNetwork, params_hash
+from diffusion_jax.evaluation.features.protocol import OWN, FeatureNetwork, params_hash
 
 PyTree = Any
 CHANNELS = (32, 64, 128)
@@ -96,7 +96,7 @@ def build(params: PyTree) -> FeatureNetwork:
     """The feature network of trained parameters."""
     params = jax.tree.map(lambda a: np.asarray(a, np.float32), params)
     return FeatureNetwork(
-        name="self",
+        name=OWN,
         score="FD-self",
         params=params,
         apply=forward,
