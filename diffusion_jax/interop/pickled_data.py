@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import pickletools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import IO, Any, cast
 
 # Instructions whose argument is the object itself.
@@ -22,6 +22,10 @@ _LITERALS = {
 _EMPTY = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# What may be a key: the hash of nested tuples takes as long, and as deep a stack, as a file likes.
+_KEYS = (str, int, float, bool, bytes, type(None))
+_SHOWN = 80
+"""Characters of a file's texts in a message, at most."""
 
 
 class Refused(Exception):
@@ -34,6 +38,33 @@ class Malformed(Exception):
 
 class Name(str):
     """The full name of a class or function that a pickle mentions."""
+
+
+def shown(value: Any) -> str:
+    """A part of a file as a message may hold it: in one line, and short."""
+    if not isinstance(value, str | int):
+        return f"a {type(value).__name__}"
+    text = str(value)
+    text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def pairs(items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """A dictionary of these keys and values.
+
+    Raises:
+        Refused: a key that is no text or number.
+    """
+    found = {}
+    for key, value in items:
+        _check_key(key)
+        found[key] = value
+    return found
+
+
+def _check_key(key: Any) -> None:
+    if type(key) not in _KEYS:
+        raise Refused(f"a {type(key).__name__} as a key")
 
 
 def decode(
@@ -61,7 +92,7 @@ def decode(
             machine.follow(instruction.name, argument)
         return machine.stack.pop()
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise Malformed(str(error)) from error
+        raise Malformed(shown(str(error))) from error
     except MemoryError:
         raise Malformed("a text or number longer than the memory") from None
 
@@ -109,7 +140,7 @@ class _Machine:
         match name:
             case "LIST" | "TUPLE" | "DICT":
                 items = self._above_mark()
-                self.stack.append({"LIST": list, "TUPLE": tuple, "DICT": _pairs}[name](items))
+                self.stack.append({"LIST": list, "TUPLE": tuple, "DICT": _by_twos}[name](items))
             case "APPEND":
                 item = self.stack.pop()
                 self.stack[-1].append(item)
@@ -118,12 +149,14 @@ class _Machine:
                 self.stack[-1].extend(items)
             case "SETITEM":
                 value, key = self.stack.pop(), self.stack.pop()
-                self.stack[-1][key] = value
+                self.stack[-1].update(pairs([(key, value)]))
             case "SETITEMS":
                 items = self._above_mark()
-                self.stack[-1].update(_pairs(items))
+                self.stack[-1].update(_by_twos(items))
             case "ADDITEMS":
                 items = self._above_mark()
+                for item in items:
+                    _check_key(item)
                 self.stack[-1].update(items)
             case _:
                 return False
@@ -140,7 +173,7 @@ class _Machine:
                 arguments, callee = self.stack.pop(), self.stack.pop()
                 if not (isinstance(callee, Name) and isinstance(arguments, tuple)):
                     what = callee if isinstance(callee, Name) else type(callee).__name__
-                    raise Refused(f"a call of {what}")
+                    raise Refused(f"a call of {shown(what)}")
                 self.stack.append(self.call(callee, arguments))
             case "BINPERSID":
                 self.stack.append(self.persistent(self.stack.pop()))
@@ -152,10 +185,12 @@ class _Machine:
             case _:
                 raise Refused(f"the instruction {name}")
 
-    def _mention(self, module: str, member: str) -> None:
+    def _mention(self, module: Any, member: Any) -> None:
+        if not (type(module) is str and type(member) is str):
+            raise Refused("a name that is no text")
         name = Name(f"{module}.{member}")
         if not self.known(name):
-            raise Refused(name)
+            raise Refused(shown(name))
         self.stack.append(name)
 
     def _above_mark(self) -> list[Any]:
@@ -163,5 +198,5 @@ class _Machine:
         return items
 
 
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    return dict(zip(items[::2], items[1::2], strict=True))
+def _by_twos(items: list[Any]) -> dict[Any, Any]:
+    return pairs(zip(items[::2], items[1::2], strict=True))

@@ -14,14 +14,14 @@ import os
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.interop.pickled_data import Malformed, Name, Refused, decode
+from diffusion_jax.interop.pickled_data import Malformed, Name, Refused, decode, pairs, shown
 
 ZIP_START = b"PK\x03\x04"
 # Protocol 2 and up begins so; what follows is PyTorch's number of the older form.
@@ -45,6 +45,10 @@ _STORAGES = {f"torch.{name}Storage": np.dtype(dtype) for name, dtype in _TYPES.i
 _TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 _PARAMETER = "torch._utils._rebuild_parameter"
 _PLAIN = ("collections.OrderedDict", "torch.Size")
+# The tensors of a file may repeat what it stores; more than this many times only on purpose.
+_REPEATED, _SLACK = 4, 2**20
+# Encryption is a RuntimeError, a name that is no text a ValueError.
+_DAMAGE = (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OverflowError)
 _KNOWN = {*_STORAGES, *_TENSORS, _PARAMETER, *_PLAIN}
 
 
@@ -84,9 +88,10 @@ def read_zip(path: str) -> Any:
                 raise Malformed("numbers of a big-endian machine")
             tree = _decode(io.BytesIO(_record(archive, heads[0])))
             return _with_arrays(tree, lambda at: _record(archive, f"{folder}data/{at.key}"))
-    # Encryption is a RuntimeError, a name that is no text a ValueError.
-    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OverflowError) as error:
-        raise Malformed(str(error)) from error
+    except _DAMAGE as error:
+        raise Malformed(shown(str(error))) from error
+    except MemoryError:
+        raise Malformed("more numbers than the memory") from None
 
 
 def _record(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -106,24 +111,34 @@ def read_stream(path: str) -> Any:
     Raises:
         Refused, Malformed: as there.
     """
-    with open(path, "rb") as stream:
-        if _decode(stream) != _STREAM_NUMBER:
-            raise Refused("a pickle that torch.save did not write")
-        version = _decode(stream)
-        if version != _STREAM_VERSION:
-            raise Malformed(f"version {version} of the older form")
-        system = _decode(stream)
-        if not (isinstance(system, dict) and system.get("little_endian") is True):
-            raise Malformed("numbers of a big-endian machine")
-        storages: dict[str, _Storage] = {}
-        tree = _decode(stream, storages)
-        data = {}
-        keys = _decode(stream)
-        if not (isinstance(keys, list) and set(map(str, keys)) == set(storages)):
-            raise Malformed("other storages than those of its tensors")
-        for key in map(str, keys):
-            data[key] = _next_storage(stream, storages[key])
-        return _with_arrays(tree, lambda storage: data[storage.key])
+    try:
+        with open(path, "rb") as stream:
+            return _of_stream(stream)
+    except _DAMAGE as error:
+        raise Malformed(shown(str(error))) from error
+    except MemoryError:
+        raise Malformed("more numbers than the memory") from None
+
+
+def _of_stream(stream: io.BufferedReader) -> Any:
+    if _decode(stream) != _STREAM_NUMBER:
+        raise Refused("a pickle that torch.save did not write")
+    version = _decode(stream)
+    if version != _STREAM_VERSION:
+        raise Malformed(f"version {shown(version)} of the older form")
+    system = _decode(stream)
+    if not (isinstance(system, dict) and system.get("little_endian") is True):
+        raise Malformed("numbers of a big-endian machine")
+    storages: dict[str, _Storage] = {}
+    tree = _decode(stream, storages)
+    keys = _decode(stream)
+    texts = isinstance(keys, list) and all(type(key) in (str, int) for key in keys)
+    if not (texts and set(map(str, keys)) == set(storages)):
+        raise Malformed("other storages than those of its tensors")
+    data = {}
+    for key in map(str, keys):
+        data[key] = _next_storage(stream, storages[key])
+    return _with_arrays(tree, lambda storage: data[storage.key])
 
 
 def _next_storage(stream: io.BufferedReader, storage: _Storage) -> bytes:
@@ -131,7 +146,7 @@ def _next_storage(stream: io.BufferedReader, storage: _Storage) -> bytes:
     length = storage.count * storage.dtype.itemsize
     left = os.fstat(stream.fileno()).st_size - stream.tell()
     if len(head) < 8 or struct.unpack("<q", head)[0] != storage.count or length > left:
-        raise Malformed(f"storage {storage.key} is cut short")
+        raise Malformed(f"storage {shown(storage.key)} is cut short")
     return stream.read(length)
 
 
@@ -151,7 +166,7 @@ def _call(name: Name, arguments: tuple) -> Any:
     if name == _PARAMETER:
         return arguments[0]
     if name == "collections.OrderedDict":
-        return OrderedDict(*arguments)
+        return OrderedDict(pairs(*arguments) if arguments else ())
     if name == "torch.Size":
         return tuple(*arguments)
     raise Refused(f"a call of {name}")
@@ -161,8 +176,10 @@ def _stored(seen: dict[str, _Storage], identifier: Any) -> _Storage:
     if not (isinstance(identifier, tuple) and len(identifier) >= 5 and identifier[0] == "storage"):
         raise Refused("a persistent object that is no storage")
     kind, key, _, count, *view = identifier[1:]
-    if kind not in _STORAGES or type(count) is not int or count < 0:
-        raise Refused(f"a storage of {kind}")
+    if not isinstance(kind, Name) or kind not in _STORAGES:
+        raise Refused(f"a storage of {shown(kind)}")
+    if type(key) not in (str, int) or type(count) is not int or count < 0:
+        raise Refused("a storage without a name or a size")
     if any(part is not None for part in view):
         raise Refused("a storage that is a view of another (PyTorch before 0.4)")
     return seen.setdefault(str(key), _Storage(str(key), _STORAGES[kind], count))
@@ -170,15 +187,20 @@ def _stored(seen: dict[str, _Storage], identifier: Any) -> _Storage:
 
 def _with_arrays(tree: Any, bytes_of: Callable[[_Storage], bytes]) -> Any:
     """The tree with its views read. Dictionaries alone are entered: weights lie nowhere else."""
+    views = list(_views(tree))
     flat: dict[str, np.ndarray] = {}
+    for view in views:
+        if view.storage.key not in flat:
+            flat[view.storage.key] = _numbers(view.storage, bytes_of(view.storage))
+    stored = sum(numbers.nbytes for numbers in flat.values())
+    wanted = sum(math.prod(v.size) * flat[v.storage.key].itemsize for v in views)
+    if wanted > _REPEATED * stored + _SLACK:
+        raise Malformed(f"tensors of {shown(wanted)} bytes in storages of {stored}")
     done: dict[int, dict[Any, Any]] = {}
 
     def filled(node: Any) -> Any:
         if isinstance(node, _View):
-            key = node.storage.key
-            if key not in flat:
-                flat[key] = _numbers(node.storage, bytes_of(node.storage))
-            return _array(node, flat[key])
+            return _array(node, flat[node.storage.key])
         if not isinstance(node, Mapping):
             return node
         # A pickle may describe a dictionary that holds itself.
@@ -193,9 +215,21 @@ def _with_arrays(tree: Any, bytes_of: Callable[[_Storage], bytes]) -> Any:
         raise Malformed("dictionaries without end") from None
 
 
+def _views(tree: Any) -> Iterator[_View]:
+    """Those in dictionaries, as often as they are there."""
+    waiting, entered = [tree], set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, _View):
+            yield node
+        elif isinstance(node, Mapping) and id(node) not in entered:
+            entered.add(id(node))
+            waiting.extend(node.values())
+
+
 def _numbers(storage: _Storage, data: bytes) -> np.ndarray:
     if len(data) != storage.count * storage.dtype.itemsize:
-        raise Malformed(f"storage {storage.key} is cut short")
+        raise Malformed(f"storage {shown(storage.key)} is cut short")
     return np.frombuffer(data, storage.dtype)
 
 
@@ -204,9 +238,8 @@ def _array(view: _View, flat: np.ndarray) -> np.ndarray:
         return np.zeros(view.size, flat.dtype)
     steps = zip(view.size, view.stride, strict=True)
     last = view.offset + sum((size - 1) * stride for size, stride in steps)
-    # An expanded tensor repeats its numbers; nothing that is worth a file repeats them without end.
-    if last >= flat.size or math.prod(view.size) > 1024 * flat.size:
-        raise Malformed(f"a tensor reaches beyond storage {view.storage.key}")
+    if last >= flat.size:
+        raise Malformed(f"a tensor reaches beyond storage {shown(view.storage.key)}")
     strides = tuple(stride * flat.itemsize for stride in view.stride)
     strided = np.lib.stride_tricks.as_strided(
         flat[view.offset :], view.size, strides, writeable=False

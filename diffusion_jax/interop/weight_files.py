@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.interop.pickled_data import Malformed, Refused
+from diffusion_jax.interop.pickled_data import Malformed, Refused, shown
 from diffusion_jax.interop.torch_files import STREAM_START, ZIP_START, read_stream, read_zip
 
 # Training checkpoints hold the weights under one of these, beside optimizer state and counters.
@@ -77,5 +77,5 @@ def _named_tensors(tree: Any) -> dict[str, np.ndarray]:
         raise Refused(f"a {type(tree).__name__} instead of a state dict")
     for name, value in tree.items():
         if not (isinstance(name, str) and isinstance(value, np.ndarray)):
-            raise Refused(f"a {type(value).__name__} under {name!r} instead of a tensor")
+            raise Refused(f"a {type(value).__name__} under '{shown(name)}' instead of a tensor")
     return dict(tree)

@@ -43,25 +43,45 @@ def as_zip(path, head: bytes, records=None, **options) -> str:
     return str(path)
 
 
-def tensor_head(size, stride, *, offset=0, count=6, kind="Float") -> bytes:
+def integer(value: int) -> bytes:
+    number = pickle.encode_long(value)
+    return b"\x8a" + bytes([len(number)]) + number
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def tuple_of(*parts: bytes) -> bytes:
+    return b"(" + b"".join(parts) + b"t"
+
+
+def nested(doublings: int) -> bytes:
+    """A tuple of two of a tuple of two of ..., each twice the same one: 2**doublings numbers."""
+    return b"K\x01\x85" + b"q\x00h\x00\x86" * doublings
+
+
+def stored(kind=b"ctorch\nFloatStorage\n", key=None, count=6) -> bytes:
+    key = text("0") if key is None else key
+    return tuple_of(text("storage"), kind, key, text("cpu"), integer(count), b"N")
+
+
+def tensor_head(size, stride, *, offset=0, count=6, kind="Float", names=("w",)) -> bytes:
     """A pickle, instruction by instruction, of {"w": a tensor at this place of storage 0}."""
-
-    def integer(value):
-        return b"J" + struct.pack("<i", value)
-
-    def text(value):
-        return b"X" + struct.pack("<I", len(value)) + value.encode()
-
-    def tuple_of(*parts):
-        return b"(" + b"".join(parts) + b"t"
-
-    storage = tuple_of(
-        text("storage"), f"ctorch\n{kind}Storage\n".encode(), text("0"), text("cpu"), integer(count)
-    )
+    storage = stored(f"ctorch\n{kind}Storage\n".encode(), count=count)
     places = [tuple_of(*map(integer, part)) for part in (size, stride)]
     arguments = tuple_of(storage + b"Q", integer(offset), *places, b"\x89", b"N")
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"
-    return b"\x80\x02}" + text("w") + tensor + b"s."
+    return b"\x80\x02}" + b"".join(text(name) + tensor + b"s" for name in names) + b"."
+
+
+def as_stream(path, head: bytes, data: bytes, *, version=None, keys=None, count=6) -> str:
+    """The older form, of one storage."""
+    number, system = (pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, {"little_endian": True}))
+    version = pickle.dumps(1001, 2) if version is None else version
+    keys = pickle.dumps(["0"], 2) if keys is None else keys
+    path.write_bytes(number + version + system + head + keys + struct.pack("<q", count) + data)
+    return str(path)
 
 
 def test_hand_written_tensor_is_read(tmp_path):
@@ -180,7 +200,10 @@ def test_older_form_refuses_too(tmp_path):
         ({"size": (7,), "stride": (1,)}, "beyond storage 0"),
         ({"size": (2, 2), "stride": (5, 1)}, "beyond storage 0"),
         ({"size": (1,), "stride": (1,), "offset": 6}, "beyond storage 0"),
-        ({"size": (10**9,), "stride": (0,)}, "beyond storage 0"),
+        ({"size": (10**9,), "stride": (0,)}, "tensors of 4000000000 bytes in storages of 24"),
+        ({"size": (0, 2**70), "stride": (1, 1)}, "Maximum allowed dimension"),
+        ({"size": (1,) * 65, "stride": (1,) * 65}, "number of dimensions"),
+        ({"size": (1,), "stride": (2**70,)}, "too large"),
         ({"size": (1,), "stride": (1,), "offset": -1}, "without a place"),
         ({"size": (2,), "stride": (-1,)}, "without a place"),
         ({"size": (2,), "stride": (1, 1)}, "without a place"),
@@ -189,10 +212,64 @@ def test_older_form_refuses_too(tmp_path):
     ],
 )
 def test_no_tensor_reads_outside_its_storage(tmp_path, place, reason):
-    data = np.zeros(6, np.float32).tobytes()
-    path = as_zip(tmp_path / "w.pth", tensor_head(**place), {"data/0": data})
-    with pytest.raises(ConfigError, match=reason):
-        read_tensors(path)
+    data, count = np.zeros(6, np.float32).tobytes(), place.get("count", 6)
+    head = tensor_head(**place)
+    as_zip(tmp_path / "zip.pth", head, {"data/0": data})
+    as_stream(tmp_path / "stream.pth", head, data[: 4 * count - 4 * (count == 5)], count=count)
+    for name in ("zip", "stream"):
+        with pytest.raises(ConfigError, match=reason) as caught:
+            read_tensors(tmp_path / f"{name}.pth")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_small_file_does_not_grow_large(tmp_path):
+    """Each tensor repeats its storage only so often that it might be an honest expansion."""
+    count = 2**14
+    head = tensor_head((64, count), (0, 1), count=count, names=map(str, range(40)))
+    data = bytes(4 * count)
+    as_zip(tmp_path / "zip.pth", head, {"data/0": data})
+    as_stream(tmp_path / "stream.pth", head, data, count=count)
+    for name in ("zip", "stream"):
+        with pytest.raises(ConfigError, match=r"tensors of \d+ bytes in storages of 65536"):
+            read_tensors(tmp_path / f"{name}.pth")
+
+
+def test_neither_hash_nor_text_of_nested_tuples_is_asked_for(tmp_path):
+    """Those of wide ones take for ever, those of deep ones overflow the stack of the process."""
+    start, what, end = b"\x80\x02", nested(60), b"."
+    pair = b"ccollections\nOrderedDict\n" + tuple_of(b"]" + tuple_of(what, b"K\x01") + b"a") + b"R"
+    heads = [
+        start + b"}" + what + b"K\x01s" + end,
+        start + b"}(" + what + b"K\x01u" + end,
+        start + b"(" + what + b"K\x01d" + end,
+        b"\x80\x04\x8f(" + what + b"\x90" + end,
+        start + pair + end,
+        start + what + b"K\x01\x85R" + end,
+        start + stored(kind=what) + b"Q" + end,
+        start + stored(key=what) + b"Q" + end,
+        b"\x80\x04" + what + text("x") + b"\x93" + end,
+    ]
+    heads.append(start + b"}(t" + b"\x85" * 300_000 + b"K\x01s" + end)
+    paths = [as_zip(tmp_path / f"{number}.pth", head) for number, head in enumerate(heads)]
+    head, data = tensor_head((1,), (1,)), np.zeros(6, np.float32).tobytes()
+    for name, part in (("version", what), ("keys", b"]" + what + b"a")):
+        changed = {name: start + part + end}
+        paths.append(as_stream(tmp_path / f"{name}.pth", head, data, **changed))
+    for path in paths:
+        with pytest.raises(ConfigError, match=r"^[^\n]{1,400}$"):
+            read_tensors(path)
+
+
+def test_texts_of_a_file_are_shown_in_one_short_line(tmp_path):
+    long = "a\nb" * 10_000
+    heads = [
+        pickle.dumps({long: 3}, 2),
+        b"\x80\x04" + text(long) + text("x") + b"\x93.",
+        b"\x80\x02" + stored(key=text(long), count=7) + b"Q.",
+    ]
+    for head in heads:
+        with pytest.raises(ConfigError, match=r"^[^\n]{1,400}$"):
+            read_tensors(as_zip(tmp_path / "w.pth", head))
 
 
 def test_archives_that_are_not_pytorchs(tmp_path):
@@ -272,7 +349,7 @@ def test_dictionary_that_holds_itself_ends(tmp_path):
 def test_plain_data_is_decoded_as_pickle_does(protocol):
     plain = {
         "numbers": [0, -1, 300, 1 << 40, -(1 << 70), 1.5, True, None],
-        ("a", 2): ("x", (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
+        2: ("x", (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
         "many": list(range(2000)),
         "text": "é" * 300,
     }
