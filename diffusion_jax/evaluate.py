@@ -33,7 +33,7 @@ REFERENCE = flags.DEFINE_string(
     "train",
     "train or validation of the data, a folder of pictures, or an .npz of statistics.",
 )
-SPLIT = flags.DEFINE_string("split", "validation", "Data of bpd and loss: validation or train.")
+SPLIT = flags.DEFINE_string("split", None, "Data of bpd and loss: validation or train.")
 SWEEP = flags.DEFINE_string(
     "sweep", "", "Scores every combination, such as solver=ddim|heun,steps=5|10|20,guidance=1|2."
 )
@@ -69,8 +69,9 @@ def run() -> None:
 def _sweep() -> None:
     from diffusion_jax import sweeps
 
-    if BPD_OPTIONS.value:
-        raise ConfigError("--bpd_options: bits do not depend on the sampler; leave it in a sweep")
+    if BPD_OPTIONS.value or SPLIT.value:
+        name = "bpd_options" if BPD_OPTIONS.value else "split"
+        raise ConfigError(f"--{name}: bits do not depend on the sampler; leave it in a sweep")
     axes = doors.settings("sweep", SWEEP.value) or {}
     rows = sweeps.sweep(
         sample_flags.WORKDIR.value,

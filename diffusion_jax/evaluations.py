@@ -1,4 +1,4 @@
-"""How good a trained run is: `diffusion_jax.evaluate("runs/digits", ["fd", "kid"], num=5000)`."""
+"""How good a trained run is: `api.evaluate("runs/digits", ["fd", "kid"], num=5000)`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import builders, workdir
+from diffusion_jax import builders, feature_networks, workdir
 from diffusion_jax.best_checkpoint import asked_step
 from diffusion_jax.checkpoints import Checkpointer
 from diffusion_jax.data import DataSpec
@@ -21,10 +21,11 @@ from diffusion_jax.evaluation import metrics as image_metrics
 from diffusion_jax.evaluation import report
 from diffusion_jax.evaluation.metrics import Score
 from diffusion_jax.evaluation.options import LikelihoodOptions
-from diffusion_jax.judged import FOLDER, Judged
+from diffusion_jax.judged import FOLDER, Judged, check_call, given_text
 from diffusion_jax.likelihoods import bits_per_dim
 from diffusion_jax.loading import load
 from diffusion_jax.losses import loss_rows
+from diffusion_jax.parallel.distributed import gather_json
 from diffusion_jax.pipelines.options import whole
 from diffusion_jax.pipelines.pixel import PixelPipeline
 from diffusion_jax.reference_data import SPLITS, Sources, check_name
@@ -32,6 +33,7 @@ from diffusion_jax.training.writers import TensorBoardWriter
 
 OF_DATA = ("bpd", "loss")
 """Metrics of data, which need no samples."""
+HELD_OUT = "validation"
 KNOWN = ("fid", *image_metrics.METRICS, "nearest", *OF_DATA)
 
 
@@ -41,8 +43,8 @@ def evaluate(
     *,
     num: int = 10_000,
     features: str = "self",
-    reference: str = "train",
-    split: str = "validation",
+    reference: str | Path = "train",
+    split: str | None = None,
     loading: Mapping[str, Any] | None = None,
     seed: int = 0,
     bpd: Mapping[str, Any] | None = None,
@@ -62,7 +64,7 @@ def evaluate(
         features: self, or NAME:FILE with the file of its weights (inception:FILE:tf1,
             clip:FILE:TOKENIZER); see `feature_network`.
         reference: train or validation, a folder of pictures, or an .npz of statistics.
-        split: data of bpd and loss: validation or train.
+        split: data of bpd and loss: validation (where it is None) or train.
         loading: arguments of `load`: ema, ema_length, checkpoint, weak, ...
         seed: of the samples and all else that is drawn.
         bpd: options of `bits_per_dim`.
@@ -76,26 +78,34 @@ def evaluate(
         ConfigError: an unknown metric, too few samples, no pictures, or weights that do not fit.
         DataError: the data cannot be read.
     """
-    names = checked(_usual(path) if metrics is None else metrics, features, reference, split)
-    _check_bits(bpd or {})
-    loading = dict(loading or {})
-    num = whole("num", num, low=1)
-    config = workdir.read_config(path)
-    folder = workdir.folder_of(path)
+    features, reference, split = str(features), str(reference), split or ""
+    names = checked(metrics or _usual(path, metrics), features, reference, split or HELD_OUT)
+    _check_read(names, {**options, "bpd_options": bpd, "split": split})
+    num, seed = whole("num", num, low=1), whole("seed", seed, low=0, below=2**32)
+    config, folder = workdir.read_config(path), workdir.folder_of(path)
+    samples = not set(OF_DATA).issuperset(names)
+    loading = pinned(path, {**({} if samples else {"weak": ""}), **(loading or {})})
     pipeline = load(path, note=note, **loading)
     under = circumstances(path, loading, seed)
-    sources = functools.partial(builders.source, config)
+    sources = functools.cache(functools.partial(builders.source, config))
+    if samples:
+        check_call(pipeline, sources("train"), seed, options)
     parts = config, pipeline, names, features, reference, num, sources, note
-    evaluation = Evaluation.build(*parts, split=split, bpd=bpd)
-    rows = evaluation.rows(
-        pipeline, num, folder, under, options, lambda done: note(f"{done}/{num} done")
-    )
+    evaluation = Evaluation.build(*parts, split=split or HELD_OUT, bpd=bpd)
+    told = functools.partial(_tell, note, num)
+    rows = evaluation.rows(pipeline, num, folder, under, options, told)
     _write(config, folder, rows)
     return rows
 
 
-def _usual(path: str | Path) -> tuple[str, ...]:
-    """The metrics where none are asked for."""
+def _tell(note: Callable[[str], None], num: int, done: int) -> None:
+    note(f"{done}/{num} done")
+
+
+def _usual(path: str | Path, asked: Sequence[str] | None) -> Sequence[str]:
+    """The metrics where None are asked for."""
+    if asked is not None:
+        return asked
     pictures = workdir.read_spec(path).kind == "image"
     return ("fd", "kid", "precision_recall") if pictures else ("bpd",)
 
@@ -230,7 +240,23 @@ def checked(metrics: Sequence[str], features: str, reference: str, split: str) -
     if split not in SPLITS:
         raise ConfigError(unknown_name("split", split, SPLITS))
     check_name(reference)
+    feature_networks.check(features, names)
     return list(dict.fromkeys("fd" if name == "fid" else name for name in names))
+
+
+def _check_read(names: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for options that none of the metrics reads."""
+    _check_bits(options["bpd_options"] or {})
+    samples = not set(OF_DATA).issuperset(names)
+    for name, value in options.items():
+        read = {
+            "bpd_options": "bpd" in names,
+            "split": not set(OF_DATA).isdisjoint(names),
+            # Changes no number.
+            "batch_size": True,
+        }.get(name, samples)
+        if not read and value not in (None, "", [], (), {}):
+            raise ConfigError(f"{name}={value!r}: metrics={','.join(names)} do not read it")
 
 
 def _check_bits(options: Mapping[str, Any]) -> None:
@@ -240,15 +266,33 @@ def _check_bits(options: Mapping[str, Any]) -> None:
             raise ConfigError(unknown_name("bpd_options", name, known))
 
 
-def circumstances(path: str | Path, loading: Mapping[str, Any], seed: int) -> report.Circumstances:
+def pinned(path: str | Path, loading: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `load` by which every process and every call reads the same step, although a
+    training may write another meanwhile."""
+    if loading.get("ema_length") is not None:
+        return dict(loading)
+    step = asked_step(path, loading.get("checkpoint"))
+    step = _newest(path) if step is None else step
+    step = gather_json(step)[0]
+    return dict(loading) if step is None else {**loading, "checkpoint": step}
+
+
+def _newest(path: str | Path) -> int | None:
     folder = workdir.folder_of(path) / workdir.CHECKPOINTS
     with Checkpointer(folder, read_only=True) as checkpoints:
-        step = checkpoints.latest_step()
-    step = asked_step(path, loading.get("checkpoint")) or step
+        return checkpoints.latest_step()
+
+
+def circumstances(path: str | Path, loading: Mapping[str, Any], seed: int) -> report.Circumstances:
+    """What the rows of a workdir's weights have in common; `loading` is `pinned`."""
+    step = loading.get("checkpoint")
+    step = _newest(path) if step is None else step
     ema, length = loading.get("ema"), loading.get("ema_length")
     stored = workdir.read_config(path).sampling.ema if ema is None else ema
     average = stored if length is None else f"length {length:g}"
-    return report.Circumstances(step=step or 0, ema=average, seed=seed, seconds=0.0)
+    weak = {k: v for k, v in loading.items() if k.startswith("weak") and v not in (None, "")}
+    more = {"weak": given_text(weak)} if weak else {}
+    return report.Circumstances(step=step or 0, ema=average, seed=seed, seconds=0.0, more=more)
 
 
 def curve(path: str | Path, score: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

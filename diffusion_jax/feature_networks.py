@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,28 @@ JUDGED_BY = 10_000
 """Held-out examples that it is judged by, at most."""
 
 
+def check(asked: Any, names: Sequence[str]) -> None:
+    """Raises ConfigError for what can be no feature network for these metrics; opens nothing."""
+    name, _, path = str(asked).partition(":")
+    if name not in ("self", *OF_FILES):
+        raise ConfigError(unknown_name("features", name, ["self", *OF_FILES]))
+    if CAPTION_SCORE in names and (name != "clip" or not path):
+        raise ConfigError(
+            f"metrics={CAPTION_SCORE}: features={asked!r} has no text tower; expected clip:FILE"
+        )
+    if name == "self":
+        if path:
+            raise ConfigError(
+                f"features={asked!r}: this network learns from the data; leave {path!r}"
+            )
+        return
+    if not path:
+        raise ConfigError(f"features={asked!r}: expected {name}:FILE, the file of its weights")
+    file = path.partition(":")[0]
+    if not Path(file).is_file():
+        raise ConfigError(f"features={asked!r}: there is no file {file!r}; expected its weights")
+
+
 def feature_network(
     asked: str, config: Any, training: data.Source, folder: Path, note: Callable[[str], None]
 ) -> tuple[FeatureNetwork, str]:
@@ -62,17 +84,10 @@ def feature_network(
     Raises:
         ConfigError: an unknown name or resizing, no file, or weights that do not fit.
     """
+    check(asked, ())
     name, _, path = asked.partition(":")
-    if name not in ("self", *OF_FILES):
-        raise ConfigError(unknown_name("features", name, ["self", *OF_FILES]))
     if name == "self":
-        if path:
-            raise ConfigError(
-                f"features={asked!r}: this network learns from the data; leave {path!r}"
-            )
         return _own(config, training, folder, note)
-    if not path:
-        raise ConfigError(f"features={asked!r}: expected {name}:FILE, the file of its weights")
     path, options = _file_and_options(name, path)
     with named("features="):
         network = OF_FILES[name](read_tensors(path), path, **options)
@@ -105,11 +120,8 @@ def caption_extractor(asked: str, mesh: Mesh) -> CaptionExtractor:
     Raises:
         ConfigError: another network, a file without a text tower, or no tokeniser that fits it.
     """
-    name, _, files = asked.partition(":")
-    if name != "clip" or not files:
-        raise ConfigError(
-            f"metrics={CAPTION_SCORE}: features={asked!r} has no text tower; expected clip:FILE"
-        )
+    check(asked, (CAPTION_SCORE,))
+    files = asked.partition(":")[2]
     path, tokenizer = _clip_files(files)
     with named(f"metrics={CAPTION_SCORE}, features=clip:FILE: "):
         network = clip.build_text(read_tensors(path), path)

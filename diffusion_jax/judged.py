@@ -30,6 +30,7 @@ from diffusion_jax.reference_data import Sources, reference_of
 FOLDER = "evaluation"
 ROUNDING = "round((x + 1) * 127.5) to uint8"
 _OPTIONS = {field.name for field in dataclasses.fields(SamplingOptions)}
+_GUIDED = ("guidance_by", "guidance_options", "guidance_interval", "guidance_rescale")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,16 @@ class Judged:
     ) -> list[dict[str, Any]]:
         """Samples, and a row for each of their scores; `watch` is told how many are done after
         each batch, and may raise."""
+        given = {k: v for k, v in options.items() if k in _OPTIONS}
+        branches = _branches(options)
+        chosen = pipeline.options(negative=branches["negative"], **given)
+        how: dict[str, Any] = {
+            "solver": chosen.solver,
+            "steps": chosen.steps,
+            "guidance": chosen.guidance,
+            "evaluations": network_evaluations(pipeline, **branches, **given),
+            "sampling": _sampling(chosen, options),
+        }
         began = time.perf_counter()
         captions = self.captions and caption_score.CaptionStream(self.captions)
         collected = Collected(num, _wanted(self.names), under.seed, captions)
@@ -141,17 +152,10 @@ class Judged:
         found = image_metrics.scores(plain, collected, self.reference, self.extractor.network)
         if near is not None:
             sheets = folder / FOLDER
-            found.append(near.score(collected, self.training, self.extractor, sheets, under.step))
+            parts = collected, self.training, self.extractor, sheets, under.step
+            found.append(near.score(*parts, watch=lambda: watch(done)))
             sampled += near.feature_seconds
         seconds = time.perf_counter() - began
-        given = {k: v for k, v in options.items() if k in _OPTIONS}
-        chosen = pipeline.options(**given)
-        how: dict[str, Any] = {
-            "solver": chosen.solver,
-            "steps": chosen.steps,
-            "guidance": chosen.guidance,
-            "evaluations": network_evaluations(pipeline, **given),
-        }
         more = {
             **under.more,
             "samples": num,
@@ -163,6 +167,37 @@ class Judged:
         return report.rows(
             found, dataclasses.replace(under, seconds=seconds, more=more, **how, **own)
         )
+
+
+def check_call(
+    pipeline: PixelPipeline, training: data.Source, seed: int, call: Mapping[str, Any]
+) -> None:
+    """Raises ConfigError for options of the sampling that cannot be."""
+    drawn = drawn_conditions(pipeline, training, 1, seed, call)
+    pipeline.stream(1, seed=seed, **{**call, **drawn})
+
+
+def _branches(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether there is a negative condition, and how many further ones."""
+    fields = ("labels", "prompts", "scalars")
+    also = [options.get(f"also_{field}") for field in fields]
+    return {
+        "negative": any(not _none(options.get(f"negative_{field}")) for field in fields),
+        "also": max(0 if one is None else len(one) for one in also),
+    }
+
+
+def _sampling(chosen: SamplingOptions, options: Mapping[str, Any]) -> str:
+    """What is not as it is by itself, beside solver, steps and guidance; conditions too."""
+    plain = SamplingOptions(solver=chosen.solver, steps=chosen.steps)
+    fields = {name: getattr(chosen, name) for name in _OPTIONS}
+    fields["solver_options"] = chosen.solver_options.get(chosen.solver, {})
+    fields["guidance_options"] = chosen.guidance_options.get(chosen.guidance_by, {})
+    shown = {k: v for k, v in fields.items() if v != getattr(plain, k)}
+    for name in ("guidance", "batch_size", *(() if chosen.guided else _GUIDED)):
+        shown.pop(name, None)
+    conditions = {k: v for k, v in options.items() if k not in _OPTIONS}
+    return given_text({**dict(sorted(shown.items())), **conditions})
 
 
 def drawn_conditions(
@@ -189,7 +224,8 @@ def _dimensions(network: FeatureNetwork, pipeline: PixelPipeline) -> dict[str, i
 
 
 def _none(value: Any) -> bool:
-    return value is None or len(value) == 0
+    # Of one number `stream` says what it expects.
+    return value is None or (hasattr(value, "__len__") and len(value) == 0)
 
 
 def _wanted(names: list[str]) -> tuple[str, ...]:

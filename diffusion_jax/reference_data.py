@@ -9,7 +9,7 @@ from typing import Any
 from diffusion_jax import builders, data
 from diffusion_jax import config as configs
 from diffusion_jax.data.joined import Joined
-from diffusion_jax.errors import ConfigError, named, unknown_name
+from diffusion_jax.errors import ConfigError, DataError, unknown_name
 from diffusion_jax.evaluation import references
 from diffusion_jax.evaluation.features.extract import Extractor
 from diffusion_jax.evaluation.metrics import Reference
@@ -18,9 +18,14 @@ SPLITS = ("train", "validation")
 Sources = Callable[[str], data.Source]
 
 
-def check_name(asked: str) -> None:
+def check_name(asked: Any) -> None:
     """Raises ConfigError where a reference can be none."""
-    if asked in SPLITS or asked.endswith(".npz") or Path(asked).is_dir():
+    asked = str(asked)
+    if asked in SPLITS or Path(asked).is_dir():
+        return
+    if asked.endswith(".npz"):
+        if not Path(asked).is_file():
+            raise ConfigError(f"reference={asked!r}: there is no such file; expected statistics")
         return
     known = [*SPLITS, "FILE.npz", "FOLDER"]
     raise ConfigError(unknown_name("reference", asked, known))
@@ -53,12 +58,19 @@ def reference_of(
     if asked.endswith(".npz"):
         return references.of_file(asked)
     source = sources(asked) if asked in SPLITS else _folder(asked, sources("train").spec)
-    title = f"{config.data.name} {asked}" if asked in SPLITS else f"folder {Path(asked).name}"
+    title = f"{config.data.name} {asked}" if asked in SPLITS else _title(asked, source.spec)
     note(f"reference: {len(source)} pictures of {title}")
     found = references.of_source(source, title, extractor, wanted, cache)
     if asked != "train":
         _warn_of_held_out(asked, found, sources, note)
     return found
+
+
+def _title(path: str, spec: data.DataSpec) -> str:
+    """Other pictures are not refused, but never changed without a word."""
+    height, width, channels = spec.shape
+    colours = "grey" if channels == 1 else f"{channels} channels"
+    return f"folder {Path(path).name} (made {height} x {width}, {colours})"
 
 
 def _folder(path: str, spec: data.DataSpec) -> data.Source:
@@ -73,8 +85,12 @@ def _folder(path: str, spec: data.DataSpec) -> data.Source:
     config.data.name, config.data.path = "image_folder", path
     options = {"labels": "none", "captions": "none", "validation_share": 0.5}
     config.data.image_folder.update(image_size=height, channels=channels, **options)
-    with named("reference: "):
+    try:
         return Joined([builders.source(config, split) for split in SPLITS])
+    except (ConfigError, DataError) as error:
+        raise ConfigError(
+            f"reference={path!r}: expected a folder of two pictures or more; {error}"
+        ) from error
 
 
 def _warn_of_held_out(

@@ -19,9 +19,9 @@ import numpy as np
 from diffusion_jax import builders, data, evaluations, workdir
 from diffusion_jax.errors import ConfigError, unknown_name
 from diffusion_jax.evaluation import report
-from diffusion_jax.evaluation.collected import NothingFinite
+from diffusion_jax.evaluation.collected import TooFewFinite
 from diffusion_jax.evaluation.metrics import higher_is_better
-from diffusion_jax.judged import FOLDER, Judged, drawn_conditions, given_text
+from diffusion_jax.judged import FOLDER, Judged, check_call, given_text
 from diffusion_jax.loading import load
 from diffusion_jax.pipelines.options import whole
 from diffusion_jax.pipelines.pixel import PixelPipeline
@@ -39,7 +39,7 @@ def sweep(
     *,
     num: int = 10_000,
     features: str = "self",
-    reference: str = "train",
+    reference: str | Path = "train",
     loading: Mapping[str, Any] | None = None,
     seed: int = 0,
     note: Callable[[str], None] = lambda text: None,
@@ -47,8 +47,8 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """Scores of every combination, the same samples' numbers in each.
 
-    All combinations are judged before the first is sampled. One whose samples are no numbers is
-    left out, and named in the table.
+    All combinations are judged before the first is sampled. One with too few samples that are
+    numbers is left out, and named in the table.
 
     Args:
         path: the workdir; eval.jsonl and eval.md there take the rows as they come,
@@ -65,20 +65,23 @@ def sweep(
         ConfigError: an unknown axis, one without values or given besides; what `evaluate` refuses;
             samples of no combination are numbers.
     """
-    loading = dict(loading or {})
+    loading, features, reference = dict(loading or {}), str(features), str(reference)
     _check_axes(axes, {**options, **loading})
     names = evaluations.checked(metrics, features, reference, "validation")
     for name in evaluations.OF_DATA:
         if name in names:
             raise ConfigError(f"metrics={name}: the sampler has no part in it; leave it in a sweep")
     num, folder = whole("num", num, low=1), workdir.folder_of(path)
+    seed = whole("seed", seed, low=0, below=2**32)
     loads = [{**loading, **one} for one in _combinations(axes, of_weights=True)]
+    # A training may save another newest step meanwhile.
+    newest = evaluations.pinned(path, {}).get("checkpoint")
     calls = [{**options, **one} for one in _combinations(axes, of_weights=False)]
     config = workdir.read_config(path)
     sources = functools.cache(functools.partial(builders.source, config))
     first = _judged_beforehand(path, loads, calls, sources("train"), seed)
     parts = config, first, names, features, reference, num, sources, note
-    run = _Run(path, folder, Judged.build(*parts), first, num, seed, note)
+    run = _Run(path, folder, Judged.build(*parts), first, num, seed, note, newest)
     for load_with in loads:
         run.score(load_with, axes, calls)
     rows = run.rows
@@ -101,6 +104,7 @@ class _Run:
     num: int
     seed: int
     note: Callable[[str], None]
+    newest: int | None
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     points: list[tuple[str, dict[str, Any]]] = dataclasses.field(default_factory=list)
     left_out: list[str] = dataclasses.field(default_factory=list)
@@ -112,15 +116,19 @@ class _Run:
         calls: Sequence[Mapping[str, Any]],
     ) -> None:
         """All calls of one set of weights; their rows are in the files at once."""
+        which = dict(load_with)
+        if which.get("ema_length") is None and which.get("checkpoint") in (None, "newest"):
+            which["checkpoint"] = self.newest
+        which = evaluations.pinned(self.path, which)
         # One set of compiled programs for all weights.
-        pipeline = self.first.with_params(load(self.path, **load_with).params)
-        under = evaluations.circumstances(self.path, load_with, self.seed)
+        pipeline = self.first.with_params(load(self.path, **which).params)
+        under = evaluations.circumstances(self.path, which, self.seed)
         for call in calls:
             chosen = given_text({**load_with, **call})
             self.note(chosen)
             try:
                 new = self.judged.rows(pipeline, self.num, self.folder, under, call, self._progress)
-            except NothingFinite as error:
+            except TooFewFinite as error:
                 self.left_out.append(f"{chosen}: {error}")
                 self.note(self.left_out[-1])
                 continue
@@ -166,8 +174,7 @@ def _judged_beforehand(
     """The pipeline of the first weights, after every combination was found to work."""
     first = load(path, **loads[0])
     for call in calls:
-        drawn = drawn_conditions(first, training, 1, seed, call)
-        first.stream(1, seed=seed, **{**call, **drawn})
+        check_call(first, training, seed, call)
     for other in loads[1:]:
         load(path, **other)
     return first

@@ -18,7 +18,7 @@ from diffusion_jax import best_checkpoint, evaluations
 from diffusion_jax.data import DataSpec
 from diffusion_jax.errors import ConfigError, named, unknown_name
 from diffusion_jax.evaluation import report
-from diffusion_jax.evaluation.metrics import check_count, higher_is_better
+from diffusion_jax.evaluation.metrics import Estimate, Score, check_count, higher_is_better
 from diffusion_jax.evaluations import Evaluation
 from diffusion_jax.parallel.distributed import gather_json
 from diffusion_jax.pipelines.pixel import PixelPipeline
@@ -28,6 +28,13 @@ from diffusion_jax.training.loop import Evaluated, Interrupted
 PyTree = Any
 OURS = "during_training"
 """Column of eval.jsonl that tells these rows from those of `evaluate`."""
+ASKED = "asked"
+"""Column of the samples or examples that were asked for; fewer may have been there."""
+ALIKE = (
+    *("score", "features", "weights_hash", "resize", "reference", "reference_hash", "rounding"),
+    *("solver", "steps", "guidance", "sampling", "conditions", "ema", "seed", ASKED),
+)
+"""Columns of scores that can be compared."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -44,6 +51,7 @@ class TrainingEvaluation:
         seed: of them.
         best: the metric by whose first score the best checkpoint is kept, or "".
         keep: called with the step of the best checkpoint.
+        note: takes lines about what is going on.
     """
 
     build: Callable[[], Evaluation]
@@ -55,6 +63,7 @@ class TrainingEvaluation:
     seed: int
     best: str
     keep: Callable[[int], None]
+    note: Callable[[str], None] = lambda text: None
     _evaluation: Evaluation | None = None
     _best: Mapping[str, Any] | None = None
 
@@ -72,9 +81,10 @@ class TrainingEvaluation:
         rows = None
         if self._writes:
             report.cut(self.folder, lambda row: _ours(row) and row["step"] > step)
-            rows = [row for row in report.read(self.folder) if self._counts(row, kept)]
-        for row in gather_json(rows)[0]:
-            self._compare(row)
+            rows = [row for row in report.read(self.folder) if _ours(row) and row["step"] in kept]
+        rows = gather_json(rows)[0]
+        for one in dict.fromkeys(row["step"] for row in rows):
+            self._compare([row for row in rows if row["step"] == one])
         self._evaluation = self.build()
 
     def due(self, step: int, last: int) -> bool:
@@ -93,7 +103,6 @@ class TrainingEvaluation:
 
         Raises:
             Interrupted: `stop` said so; nothing is written.
-            ConfigError: too few finite samples.
         """
         assert self._evaluation is not None, "start comes first"
 
@@ -102,40 +111,56 @@ class TrainingEvaluation:
                 raise Interrupted
 
         under = report.Circumstances(
-            step=step, ema=self.ema, seed=self.seed, seconds=0.0, more={OURS: True}
+            step=step,
+            ema=self.ema,
+            seed=self.seed,
+            seconds=0.0,
+            more={OURS: True, ASKED: self.num},
         )
         pipeline = self.pipeline(state)
-        rows = self._evaluation.rows(pipeline, self.num, self.folder, under, {}, watch)
+        try:
+            rows = self._evaluation.rows(pipeline, self.num, self.folder, under, {}, watch)
+        except ConfigError as error:
+            # Weeks of training do not end because samples of one step cannot be judged.
+            rows = _failed(self._evaluation.names, under, str(error))
+            self.note(f"Warning: step {step} has no scores: {error}")
         # Process 0 decides: others may differ by rounding.
         rows = gather_json(rows)[0]
         if self._writes:
             report.append(self.folder, rows)
-        better = [self._compare(row) for row in rows]
-        return Evaluated(scalars=report.scalars(rows), best=any(better))
+        scalars = {k: v for k, v in report.scalars(rows).items() if not math.isnan(float(v))}
+        return Evaluated(scalars=scalars, best=self._compare(rows))
 
     @property
     def _writes(self) -> bool:
         return jax.process_index() == 0
 
-    def _counts(self, row: Mapping[str, Any], kept: Sequence[int]) -> bool:
-        return _ours(row) and row["step"] in kept and row["n"] == self.num
+    def _compare(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the rows of a step are the best so far; then its checkpoint is kept.
 
-    def _compare(self, row: Mapping[str, Any]) -> bool:
-        """Whether the row is the best so far; then its checkpoint is kept."""
-        first = (self._best or row)["score"]
-        if not self.best or row.get("metric") != self.best or row["score"] != first:
+        Another network, reference or way of sampling than before begins anew.
+        """
+        row = next((row for row in rows if self.best and row.get("metric") == self.best), None)
+        if row is None or not math.isfinite(float(row["value"])):
             return False
-        sign = -1.0 if higher_is_better(first) else 1.0
-        value = sign * float(row["value"])
-        if not math.isfinite(value):
-            return False
-        if self._best is not None and value >= sign * float(self._best["value"]):
-            return False
+        known = self._best
+        if known is not None and all(known.get(name) == row.get(name) for name in ALIKE):
+            sign = -1.0 if higher_is_better(row["score"]) else 1.0
+            if sign * float(row["value"]) >= sign * float(known["value"]):
+                return False
         self._best = row
         self.keep(row["step"])
         if self._writes:
             best_checkpoint.write(self.folder, row)
         return True
+
+
+def _failed(names: Sequence[str], under: report.Circumstances, why: str) -> list[dict[str, Any]]:
+    """Rows that say so."""
+    nothing = Estimate(math.nan, math.nan, 0)
+    return report.rows(
+        [Score(name=name, estimate=nothing, remark=why, metric=name) for name in names], under
+    )
 
 
 def _ours(row: Mapping[str, Any]) -> bool:
@@ -152,8 +177,11 @@ def names_of(config: Any) -> list[str]:
     asked = [name.strip() for name in given.metrics.split(",") if name.strip()]
     with named("config.evaluation."):
         if not asked:
-            if given.best:
-                raise ConfigError(f"best={given.best!r}: metrics='' makes no scores; name it there")
+            for name in ("best", "every"):
+                if given[name]:
+                    raise ConfigError(
+                        f"{name}={given[name]!r}: metrics='' makes no scores; name some there"
+                    )
             return []
         names = evaluations.checked(asked, given.features, given.reference, "validation")
         check_count(names, given.num)
@@ -213,4 +241,5 @@ def create(
         seed=given.seed,
         best="fd" if given.best == "fid" else given.best,
         keep=keep,
+        note=note,
     )

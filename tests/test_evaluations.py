@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from toys import one_device
 
 import diffusion_jax
@@ -214,21 +215,30 @@ def test_grey_and_coloured_pictures():
         ({"num": 10}, "num=10: fd needs at least 20 samples"),
         ({"num": 0}, "num=0: expected at least 1"),
         ({"reference": "test"}, "reference='test' is unknown"),
-        ({"reference": "none.npz"}, "reference='none.npz': No such file"),
+        ({"reference": "none.npz"}, "reference='none.npz': there is no such file"),
         ({"features": "dino"}, "features='dino' is unknown"),
         ({"features": "self:x"}, "features='self:x': this network learns from the data"),
         ({"metrics": ["sfid"], "num": 20}, "'spatial' are not among the features"),
         ({"split": "test"}, "split='test' is unknown"),
         ({"solver": "dim"}, "solver='dim' is unknown .did you mean 'ddim'"),
+        ({"seed": -1}, "seed=-1: expected"),
+        ({"labels": [77]}, "labels=77: out of range"),
+        ({"prompts": ["a cat"]}, "the model is not conditioned by text"),
+        ({"metrics": ["loss"], "steps": 3}, "steps=3: metrics=loss do not read it"),
+        ({"bpd": {"draws": 8}}, "bpd_options=.*: metrics=fd do not read it"),
+        ({"split": "train"}, "split='train': metrics=fd do not read it"),
+        ({"metrics": ["clip_score"]}, "clip_score: features='self' has no text tower"),
     ],
 )
 def test_mistakes_are_one_line(run, arguments, words):
     arguments = {"metrics": ["fd"], "num": 20, **arguments}
     chosen = arguments.pop("metrics")
     before = (run / "eval.jsonl").read_text() if (run / "eval.jsonl").exists() else ""
+    said = []
     with pytest.raises(ConfigError, match=words) as raised:
-        inspect.unwrap(api.evaluate)(run, chosen, **arguments)
+        inspect.unwrap(api.evaluate)(run, chosen, note=said.append, **arguments)
     assert "\n" not in str(raised.value)
+    assert not said, "refused before anything is learned or read"
     after = (run / "eval.jsonl").read_text() if (run / "eval.jsonl").exists() else ""
     assert after == before
 
@@ -258,7 +268,8 @@ def test_conditions_are_those_of_the_data(run, monkeypatch):
     inner = PixelPipeline.stream
 
     def stream(self, num, **options):
-        asked.append(options)
+        # Options are judged by one sample beforehand.
+        asked.extend([options] if num > 1 else [])
         return inner(self, num, **options)
 
     monkeypatch.setattr(PixelPipeline, "stream", stream)
@@ -277,3 +288,44 @@ def test_conditions_are_those_of_the_data(run, monkeypatch):
     row = api.evaluate(run, ["fd"], num=20, labels=[3])[0]
     assert asked[1]["labels"] == [3]
     assert row["conditions"] == ""
+
+
+def test_a_folder_of_other_pictures_is_the_reference(run, tmp_path):
+    """They are made like the samples, and the report says so."""
+    random = np.random.default_rng(0)
+    for number in range(30):
+        pixels = random.integers(0, 255, (24, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    row = api.evaluate(run, ["fd"], num=20, reference=tmp_path)[0]
+    assert row["reference"] == f"folder {tmp_path.name} (made 8 x 8, grey)"
+    assert row["reference_count"] == 30
+    for number in range(1, 30):
+        (tmp_path / f"{number}.png").unlink()
+    with pytest.raises(ConfigError, match="expected a folder of two pictures or more") as raised:
+        api.evaluate(run, ["fd"], num=20, reference=tmp_path)
+    assert str(raised.value).startswith(f"reference={str(tmp_path)!r}: ")
+
+
+def test_the_held_out_split_is_warned_of(run):
+    said = []
+    rows = api.evaluate(run, ["fd"], num=20, reference="validation", note=said.append)
+    assert any("Warning: reference='validation' is what this run holds out" in one for one in said)
+    assert rows[0]["reference_count"] == 397
+
+
+def test_the_step_that_was_loaded_is_the_one_that_is_reported(run, monkeypatch):
+    """A training may save another meanwhile."""
+    steps = iter([4, 8, 8])
+    monkeypatch.setattr(evaluations, "_newest", lambda path: next(steps))
+    assert api.evaluate(run, ["fd"], num=20)[0]["step"] == 4
+
+
+def test_what_else_decides_the_samples_is_reported(run):
+    guided = {"guidance": 2.0, "guidance_by": "autoguidance", "guidance_interval": (0.1, 0.9)}
+    loading = {"weak": str(run), "weak_ema": ""}
+    row = api.evaluate(run, ["fd"], num=20, labels=[3], loading=loading, **guided)[0]
+    for part in ("guidance_by='autoguidance'", "guidance_interval=(0.1, 0.9)", "labels=[3]"):
+        assert part in row["sampling"]
+    assert "threshold='static'" in row["sampling"]
+    assert row["weak"] == f"weak={str(run)!r}"
+    assert "guidance" not in api.evaluate(run, ["fd"], num=20)[0]["sampling"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 
@@ -139,6 +140,21 @@ def test_a_combination_that_diverges_is_named_and_left_out(run, monkeypatch):
     assert said in (run / "evaluation" / "sweep.md").read_text()
     with pytest.raises(ConfigError, match="sweep: no combination is left; batch_size=20, steps=2"):
         sweeps.sweep(run, {"steps": [2]}, num=20, batch_size=20)
+
+
+def test_a_combination_with_too_few_numbers_is_left_out(run, monkeypatch):
+    stream = PixelPipeline.stream
+
+    def partly(self, num, **options):
+        for samples in stream(self, num, **options):
+            finite = np.arange(len(samples)) % 7 > 0 if options["steps"] == 2 else None
+            yield dataclasses.replace(samples, finite=finite)
+
+    monkeypatch.setattr(PixelPipeline, "stream", partly)
+    found = sweeps.sweep(run, {"steps": [2, 3]}, num=20, batch_size=20)
+    assert [row["steps"] for row in found] == [3]
+    said = "Left out: batch_size=20, steps=2: 17 of 20 samples are finite: fd needs at least 20"
+    assert said in (run / "evaluation" / "sweep.md").read_text()
 
 
 def test_the_front_of_points():

@@ -15,6 +15,7 @@ from diffusion_jax import api, best_checkpoint, workdir
 from diffusion_jax.checkpoints import Checkpointer
 from diffusion_jax.errors import ConfigError, Preempted
 from diffusion_jax.evaluation import report
+from diffusion_jax.evaluation.collected import TooFewFinite
 from diffusion_jax.training_evaluations import OURS, TrainingEvaluation
 
 
@@ -130,19 +131,26 @@ def test_rows_past_the_state_are_written_again(whole, tmp_path):
 class Faked:
     """Stands in for an evaluation: the scores of a list, by step."""
 
-    def __init__(self, values, name="FD-self"):
-        self.values, self.name = values, name
+    names = ("fd",)
+
+    def __init__(self, values, name="FD-self", **circumstances):
+        self.values, self.name, self.circumstances = values, name, circumstances
 
     def rows(self, pipeline, num, folder, under, options, watch):
-        row = {"score": self.name, "metric": "fd", "value": self.values[under.step]}
-        more = {"standard_error": 0.1, "n": num, "step": under.step, "ema": "", "remark": ""}
-        return [{**row, **more, "reference": "", **under.more}]
+        value = self.values[under.step]
+        if isinstance(value, Exception):
+            raise value
+        row = {"score": self.name, "metric": "fd", "value": value}
+        # Fewer than were asked for: there are no more, or some were not finite.
+        more = {"standard_error": 0.1, "n": num // 2, "step": under.step, "ema": "", "remark": ""}
+        own = {**row, **more, "reference": "", **self.circumstances, **under.more}
+        return [own, {**own, "score": "part of it", "value": -100.0}]
 
 
-def evaluation(folder, values, name="FD-self"):
+def evaluation(folder, values, name="FD-self", **circumstances):
     kept = []
     made = TrainingEvaluation(
-        build=lambda: Faked(values, name),
+        build=lambda: Faked(values, name, **circumstances),
         pipeline=lambda state: None,
         folder=folder,
         ema="default",
@@ -173,9 +181,42 @@ def test_best(tmp_path):
     made.start(6, [3, 6])
     assert kept == [3]
     assert best_checkpoint.read(tmp_path)["step"] == 3
-    assert [row["step"] for row in report.read(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert list(dict.fromkeys(row["step"] for row in report.read(tmp_path))) == [1, 2, 3, 4, 5, 6]
     assert made.run(None, 7, lambda: False).best
     assert kept == [3, 7]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"weights_hash": "other"}, {"reference_hash": "other"}, {"sampling": "x"}, {"name": "FID"}],
+)
+def test_best_begins_anew_where_scores_cannot_be_compared(tmp_path, change):
+    assert best_steps(tmp_path, {1: 5.0, 2: 4.0}) == [1, 2]
+    made, kept = evaluation(tmp_path, {3: 9.0, 4: 8.0, 5: 8.5}, **change)
+    made.start(2, [1, 2])
+    assert kept == [1, 2]
+    found = [made.run(None, step, lambda: False).best for step in (3, 4, 5)]
+    assert found == [True, True, False]
+    assert best_checkpoint.read(tmp_path)["step"] == 4
+
+
+def test_samples_that_cannot_be_judged_do_not_end_a_training(tmp_path):
+    said = []
+    values = {1: 5.0, 2: TooFewFinite("3 of 50 samples are finite: fd needs 20"), 3: 4.0}
+    made, kept = evaluation(tmp_path, values)
+    made.note = said.append
+    made.start(0, [])
+    found = [made.run(None, step, lambda: False) for step in values]
+    assert [one.best for one in found] == [True, False, True]
+    assert found[1].scalars == {}
+    (row,) = (row for row in report.read(tmp_path) if row["step"] == 2)
+    assert (row["score"], row["value"]) == ("fd", "nan")
+    assert row["remark"].startswith("3 of 50 samples")
+    assert said == ["Warning: step 2 has no scores: 3 of 50 samples are finite: fd needs 20"]
+    assert not made.owed(2, 100), "not tried again at each start"
+    made, kept = evaluation(tmp_path, {4: 4.5})
+    made.start(3, [1, 3])
+    assert kept == [1, 3]
 
 
 def test_best_of_what_is_better_when_larger(tmp_path):
@@ -196,6 +237,8 @@ def test_best_of_what_is_better_when_larger(tmp_path):
         ({"metrics": "fid"}, r"config\.evaluation\.metrics=fid: FID is that of the Inception"),
         ({"reference": "tran"}, r"config\.evaluation\.reference='tran'.*train"),
         ({"num": 0}, r"config\.evaluation\.num=0: expected at least 1"),
+        ({"metrics": ""}, r"config\.evaluation\.every=2: metrics=''"),
+        ({"metrics": "fd", "features": "clip:/none"}, r"config\.evaluation\.features='clip:/none'"),
     ],
 )
 def test_refused_before_anything_is_compiled(tmp_path, changes, message):

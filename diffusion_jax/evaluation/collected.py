@@ -17,7 +17,11 @@ KEPT = 10_000
 """Features that are kept at most, for the scores of pairs and neighbours."""
 
 
-class NothingFinite(ConfigError):
+class TooFewFinite(ConfigError):
+    """Of so many samples, fewer are numbers than a metric needs."""
+
+
+class NothingFinite(TooFewFinite):
     """No sample is a number."""
 
 
@@ -98,8 +102,14 @@ class Collected:
         """Places [k] and features [k, D] of those that were kept, in the order of the samples."""
         return self._together(self._kept_index), self._together(self._kept)
 
-    def check_finite(self) -> None:
-        """Raises NothingFinite where samples were seen and none of them is finite."""
+    def check_finite(self, name: str = "", needed: int = 1) -> None:
+        """Raises NothingFinite where samples were seen and none of them is finite, TooFewFinite
+        where fewer are than the `needed` ones of a metric."""
+        if 0 < self.count < needed:
+            raise TooFewFinite(
+                f"{self.count} of {self._seen} samples are finite: {name} needs at least {needed}; "
+                "the run diverges, or give more"
+            )
         if not self.count and self._seen:
             raise NothingFinite(
                 f"none of {self._seen} samples is finite: expected numbers; the run diverged, or "

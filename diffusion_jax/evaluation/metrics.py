@@ -217,6 +217,7 @@ def scores(
         if name not in METRICS:
             raise ConfigError(unknown_name("metrics", name, METRICS))
         _check_classes(name, network)
+        samples.check_finite(name, NEEDED.get(name, 1))
         for own, found, remark in METRICS[name](samples, reference):
             remarks = [remark, _of_network(name, network)]
             if samples.not_finite:

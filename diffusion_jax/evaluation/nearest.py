@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,13 @@ class Neighbours:
         extractor: Extractor,
         folder: Path,
         step: int,
+        watch: Callable[[], None] = lambda: None,
     ) -> Score:
         """The memorisation rate; writes the sheet `nearest_STEP.png`: pairs of a sample and, to its
-        right, the nearest training example, the most alike first."""
+        right, the nearest training example, the most alike first. `watch` is called now and then,
+        and may raise."""
         places, features = collected.in_order()
-        found = self._search(features, training, extractor)
+        found = self._search(features, training, extractor, watch)
         rows = [row for row, place in enumerate(places) if int(place) in self._pixels]
         rows = sorted(rows, key=lambda row: found.ratio[row])[:SHOWN]
         if jax.process_index() == 0:
@@ -68,11 +71,18 @@ class Neighbours:
         name = full_name("memorisation", extractor.network.score)
         return Score(name=name, estimate=rate, remark=remark, metric="nearest")
 
-    def _search(self, features: np.ndarray, training: data.Source, extractor: Extractor) -> Nearest:
+    def _search(
+        self,
+        features: np.ndarray,
+        training: data.Source,
+        extractor: Extractor,
+        watch: Callable[[], None],
+    ) -> Nearest:
         stream, began = NearestStream(features), time.perf_counter()
         for pixels, _ in pictures(training):
             known = extractor(pixels)["features"]
             self.feature_seconds += time.perf_counter() - began
             stream.add(known)
+            watch()
             began = time.perf_counter()
         return stream.result()

@@ -25,6 +25,7 @@ COLUMNS = (
     "steps",
     "evaluations",
     "guidance",
+    "sampling",
     "conditions",
     "ema",
     "features",
@@ -51,6 +52,7 @@ class Circumstances:
         seconds: of the whole evaluation.
         solver, steps, guidance: of the sampling; "" and 0 where nothing was sampled.
         evaluations: of networks for a sample.
+        sampling: what else of it is not as it is by itself, in words.
         features, weights_hash, resize: of the feature network.
         rounding: from samples to pixels.
         reference, reference_hash: what was compared with.
@@ -66,6 +68,7 @@ class Circumstances:
     steps: int = 0
     guidance: float = 1.0
     evaluations: int = 0
+    sampling: str = ""
     features: str = ""
     weights_hash: str = ""
     resize: str = ""
@@ -122,7 +125,11 @@ def append(folder: Path, new: list[dict[str, Any]]) -> None:
         file.write(glue + lines)
         file.flush()
         os.fsync(file.fileno())
-    (folder / TABLE).write_text(table(read(folder)))
+    replace_file(folder / TABLE, lambda part: _write(part, table(read(folder))))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
 
 
 def cut(folder: Path, past: Callable[[Mapping[str, Any]], bool]) -> None:

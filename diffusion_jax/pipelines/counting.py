@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,11 @@ from diffusion_jax.pipelines.options import Program
 from diffusion_jax.pipelines.pixel import PixelPipeline
 
 
-def network_evaluations(pipeline: PixelPipeline, **options: Any) -> int:
-    """Evaluations of networks for one sample, all branches of guidance and a weaker model counted.
+def network_evaluations(
+    pipeline: PixelPipeline, *, negative: bool = False, also: int = 0, **options: Any
+) -> int:
+    """Evaluations of networks for one sample, all branches of guidance and a weaker model counted;
+    with a negative condition and `also` further ones.
 
     The solver is run with something that costs nothing in place of the networks. Of an adaptive
     solver it is a rough guide: its steps depend on the network.
@@ -23,7 +27,7 @@ def network_evaluations(pipeline: PixelPipeline, **options: Any) -> int:
     Raises:
         ConfigError: as `PixelPipeline.options`.
     """
-    chosen = pipeline.options(**options)
+    chosen = pipeline.options(negative=negative, **options)
     calls: list[None] = []
 
     def nothing(x: Any, t: Any) -> Denoised:
@@ -41,6 +45,7 @@ def network_evaluations(pipeline: PixelPipeline, **options: Any) -> int:
     stand_in = dataclasses.replace(
         pipeline, denoiser=counted, weak=weak, perturbed=perturbed, process_of=None
     )
-    jax.block_until_ready(jax.jit(lambda: stand_in.solve_one(Program(chosen)))())
+    one = functools.partial(stand_in.solve_one, Program(chosen), negative=negative, also=also)
+    jax.block_until_ready(jax.jit(one)())
     jax.effects_barrier()
     return len(calls)

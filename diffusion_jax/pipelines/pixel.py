@@ -160,7 +160,7 @@ class PixelPipeline:
         num, seed = whole("num", num, low=1), whole("seed", seed, low=0, below=2**32)
         asked = self._conditions.read(num, **conditions)
         negative = asked.negative is not None
-        chosen = self._options(options, negative)
+        chosen = self.options(negative=negative, **options)
         guiding.check_extra(chosen, self._model, negative=negative, also=len(asked.also))
         guiding.check_given(options, chosen)
         return asked, self._batches(num, asked, chosen, seed, trajectory)
@@ -200,16 +200,14 @@ class PixelPipeline:
             finite=finite,
         )
 
-    def options(self, **changes: Any) -> SamplingOptions:
+    def options(self, *, negative: bool = False, **changes: Any) -> SamplingOptions:
         """The defaults with `changes`, checked against this model; see `SamplingOptions`.
+
+        `negative` says whether a negative condition is given.
 
         Raises:
             ConfigError: an option is unknown or cannot work with this model.
         """
-        return self._options(changes, False)
-
-    def _options(self, changes: Mapping[str, Any], negative: bool) -> SamplingOptions:
-        """`options`, where `negative` says whether a negative condition is given."""
         options = self.defaults.replace(**changes)
         with _one_line():
             guiding.check(options, self._model, options.steps, negative=negative)
@@ -269,11 +267,13 @@ class PixelPipeline:
         with _one_line(), jax.set_mesh(self.mesh):
             jax.eval_shape(run, self._trees, seed, index, branches, numbers)
 
-    def solve_one(self, static: Program) -> Array:
-        """Runs the sampler for one sample of the first condition, for what its parts tell."""
+    def solve_one(self, static: Program, *, negative: bool = False, also: int = 0) -> Array:
+        """Runs the sampler for one sample of the first condition, for what its parts tell; with a
+        negative condition, and so many further ones."""
         one = self._conditions.rows(1, (None, None, None), shapes_only=True)
-        branches = {"given": jax.tree.map(jnp.asarray, one), "negative": None, "also": []}
-        numbers = {"guidance": jnp.float32(static.options.guidance), "also": jnp.zeros(0)}
+        one = jax.tree.map(jnp.asarray, one)
+        branches = {"given": one, "negative": one if negative else None, "also": [one] * also}
+        numbers = {"guidance": jnp.float32(static.options.guidance), "also": jnp.ones(also)}
         index = jnp.zeros(1, jnp.uint32)
         return self._run(static, False, self._trees, jnp.uint32(0), index, branches, numbers)
 

@@ -113,3 +113,13 @@ def test_an_adaptive_solver_is_counted_as_it_runs():
 def test_mistakes_are_those_of_sampling():
     with one_device(), pytest.raises(ConfigError, match="solver='dim' is unknown"):
         network_evaluations(pipeline(), solver="dim")
+
+
+def test_negative_and_further_conditions_are_counted():
+    plain = network_evaluations(pipeline(), steps=4, guidance=2.0)
+    assert plain == 2 * 4
+    # The negative one stands in the place of the unconditional one.
+    assert network_evaluations(pipeline(), steps=4, guidance=2.0, negative=True) == plain
+    # Given, unconditional and each further one.
+    assert network_evaluations(pipeline(), steps=4, also=1) == 3 * 4
+    assert network_evaluations(pipeline(), steps=4, guidance=2.0, also=2) == 4 * 4
